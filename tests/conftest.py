@@ -1,0 +1,56 @@
+"""What all tests share: root, time, and how hard hypothesis looks."""
+
+import os
+
+import hypothesis
+import pytest
+
+# Packet I/O on a shared machine takes as long as it takes: no example is judged by the clock.
+hypothesis.settings.register_profile("dev", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=200, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+IS_ROOT = os.geteuid() == 0
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--require-root-tests",
+        action="store_true",
+        default=os.environ.get("FAST_SOCKET_REQUIRE_ROOT_TESTS") == "1",
+        help="a test marked root that is skipped, for whatever reason, is a failure (FAST_SOCKET_REQUIRE_ROOT_TESTS=1)",
+    )
+
+
+def pytest_collection_modifyitems(items):
+    if IS_ROOT:
+        return
+    for item in items:
+        if item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    required = item.config.getoption("require_root_tests") and item.get_closest_marker("root")
+    if required and report.skipped and not hasattr(report, "wasxfail"):
+        fail(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """A module that skips itself hides its tests, those that need root as well."""
+    report = yield
+    path = getattr(collector, "path", None)
+    required = collector.config.getoption("require_root_tests") and path and path.is_file()
+    if required and report.skipped and "mark.root" in path.read_text():
+        fail(report)
+    return report
+
+
+def fail(report):
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+    report.outcome = "failed"
+    report.longrepr = f"needs root and was left out though it must run: {reason}"

@@ -1,0 +1,52 @@
+cimport cython
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from fast_socket.core.frames cimport FramePool, Slots
+from fast_socket.core.memory cimport Column, Region
+
+
+cdef class Batch:
+    cdef readonly FramePool pool
+    cdef readonly uint32_t capacity
+    cdef readonly object metadata
+    cdef Slots slots
+    cdef uint32_t head              # the first slot that counts: transmit slots before it are sent
+    cdef uint32_t tail
+    cdef Region block
+    cdef list packets
+    cdef dict columns
+
+    cdef int claim(self) except -1
+    cdef int require_idle(self) except -1
+    cdef object packet_at(self, uint32_t slot)
+    cdef object column(self, str name, void *base, bytes dtype, Py_ssize_t itemsize, Py_ssize_t stride,
+                       Py_ssize_t width, bint readonly)
+    cdef object optional_column(self, str name, void *base, bytes dtype, Py_ssize_t itemsize, Py_ssize_t stride,
+                                Py_ssize_t width, bint readonly, str needed)
+
+
+cdef class RecvBatch(Batch):
+    cdef uint64_t datagram_total
+    cdef bint refilled              # replace() gave slots other frames
+
+    cdef uint32_t replace(self) except 0
+
+
+cdef class TxBatch(Batch):
+    cdef void rewind(self) noexcept
+    cdef void clear_slots(self, uint32_t first, uint32_t count) noexcept
+    cdef uint32_t take_frames(self, uint32_t count) noexcept
+    cdef int require_room(self) except -1
+    cdef void accept(self, uint32_t count) noexcept
+
+
+@cython.final
+cdef class Datagrams:
+    cdef RecvBatch batch
+    cdef uint64_t epoch
+    cdef uint32_t vacant
+    cdef readonly object slots
+    cdef readonly object offsets
+    cdef readonly object lengths
+
+    cdef int require_current(self) except -1

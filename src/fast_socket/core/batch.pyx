@@ -1,0 +1,805 @@
+"""Batches: packets as a structure of arrays.
+
+A batch has `capacity` slots. A slot holds one frame of the batch's pool and, in columns beside it, where in the frame
+the packet lies, its peer, and the metadata that the socket was built with. Columns are numpy views of native memory:
+reading ``rx.lengths`` copies nothing, and a system call or ring operation fills it without Python's help. They show
+the present contents; a receive into the batch, or a send from it, changes them.
+
+A receive batch keeps its frames from one receive to the next and replaces only those that were taken away, so that the
+same warm memory is used again and again. A transmit batch takes frames from the pool, and gives them up slot by slot,
+from the front, as the backend accepts them.
+
+Thread rules: one thread at a time. A second one that touches a batch while a system call works on it is refused with
+`Error`; nothing is lost.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyBUF_SIMPLE, PyObject_CheckBuffer, PyObject_GetBuffer
+from cpython.ref cimport Py_REFCNT
+from libc.errno cimport ENOBUFS
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, intptr_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from fast_socket.core.addresses cimport (
+    AF_INET, AF_INET6, HOST_V4_OFFSET, HOST_V6_OFFSET, PORT_OFFSET, STRIDE_V4, STRIDE_V6, read_record,
+    write_record,
+)
+from fast_socket.core.frames cimport FramePool, NO_FRAME, Slots, chunk_end, packet_start, put_frame
+from fast_socket.core.memory cimport Column, Region, column
+from fast_socket.core.packet cimport PacketBuffer, packet_in_batch
+
+from fast_socket.core.errors import BufferTakenError, ConfigError, Error
+from fast_socket.core.metadata import Metadata
+
+cdef enum:
+    MAX_CAPACITY = 1 << 20
+    LINE = 64
+    ECN_DEFAULT = 255           # transmit: leave the socket's own
+
+# Returns whether the packet is kept: zero drops it. Called with the GIL released.
+ctypedef int (*Handler)(uint8_t *data, uint32_t length, void *user) noexcept nogil
+
+
+cdef size_t aligned(size_t size) noexcept:
+    return (size + LINE - 1) & ~<size_t> (LINE - 1)
+
+
+@cython.no_gc
+cdef class Batch:
+    """What receive and transmit batches share. `len` counts the packets that are here now.
+
+    ``batch[i]`` and iteration give `PacketBuffer` handles; iteration passes over slots whose packet was taken.
+    """
+
+    def __cinit__(self, FramePool pool not None, capacity, *, bint v6, metadata=Metadata.NONE, bint segment_sizes=False):
+        cdef Slots *slots = &self.slots
+        cdef size_t n, size = 0
+        cdef uint8_t *base
+        if not isinstance(capacity, int) or isinstance(capacity, bool) or not 1 <= capacity <= MAX_CAPACITY:
+            raise ConfigError(f"batch capacity is {capacity!r}: give an int from 1 to {MAX_CAPACITY}")
+        self.pool = pool
+        self.capacity = n = capacity
+        self.metadata = metadata
+        slots.v6 = v6
+        slots.address_stride = STRIDE_V6 if v6 else STRIDE_V4
+        slots.host_size = 16 if v6 else 4
+        local, ecn, ttl = Metadata.LOCAL in metadata, Metadata.ECN in metadata, Metadata.TTL in metadata
+        times = bool(metadata & (Metadata.TIMESTAMP | Metadata.HARDWARE_TIMESTAMP | Metadata.TXTIME))
+        # One region, each column on its own cache lines.
+        self.block = Region(aligned(8 * n) + 2 * aligned(4 * n) + aligned(slots.address_stride * n)
+                            + (aligned(slots.host_size * n) + aligned(4 * n) if local else 0)
+                            + (aligned(n) if ecn else 0) + (aligned(n) if ttl else 0)
+                            + (aligned(8 * n) if times else 0) + (aligned(4 * n) if segment_sizes else 0))
+        base = self.block.base
+        slots.offsets = <uint64_t *> base
+        base += aligned(8 * n)
+        slots.frames = <uint32_t *> base
+        base += aligned(4 * n)
+        slots.lengths = <uint32_t *> base
+        base += aligned(4 * n)
+        slots.addresses = base
+        base += aligned(slots.address_stride * n)
+        if local:
+            slots.local_hosts = base
+            base += aligned(slots.host_size * n)
+            slots.interfaces = <uint32_t *> base
+            base += aligned(4 * n)
+        if ecn:
+            slots.ecn = base
+            base += aligned(n)
+        if ttl:
+            slots.ttl = base
+            base += aligned(n)
+        if times:
+            slots.times = <int64_t *> base
+            base += aligned(8 * n)
+        if segment_sizes:
+            slots.segment_sizes = <uint32_t *> base
+        memset(slots.frames, 0xFF, 4 * n)
+        slots.vacant = capacity
+        self.packets = [None] * capacity
+        self.columns = {}
+        slots.packets = <void *> self.packets
+
+    def __dealloc__(self):
+        cdef uint32_t slot
+        cdef PacketBuffer packet
+        if self.packets is None:
+            return
+        for packet in self.packets:
+            if packet is not None:
+                packet.forget()
+        slot = self.capacity
+        while slot:
+            slot -= 1
+            if self.slots.frames[slot] != NO_FRAME:
+                put_frame(self.pool, self.slots.frames[slot])
+
+    cdef int require_idle(self) except -1:
+        if self.slots.busy:
+            raise Error("another thread is sending or receiving with this batch: wait until it returns")
+        return 0
+
+    cdef int claim(self) except -1:
+        """Raise unless every frame of the batch may be moved, sent or recycled now."""
+        self.require_idle()
+        if self.slots.exports:
+            raise BufferError(f"{self.slots.exports} memoryview(s) of packets in this batch exist: release them, or "
+                              f"take() the packets")
+        return 0
+
+    def __len__(self):
+        return self.tail - self.head
+
+    def __getitem__(self, index):
+        cdef Py_ssize_t at = index, count = self.tail - self.head
+        if at < 0:
+            at += count
+        if not 0 <= at < count:
+            raise IndexError(f"batch index {index} with {count} packets here")
+        return self.packet_at(self.head + <uint32_t> at)
+
+    def __iter__(self):
+        cdef BatchIterator iterator = BatchIterator.__new__(BatchIterator)
+        iterator.batch = self
+        iterator.slot = self.head
+        return iterator
+
+    cdef object packet_at(self, uint32_t slot):
+        cdef PacketBuffer packet
+        self.require_idle()
+        if self.slots.frames[slot] == NO_FRAME:
+            raise BufferTakenError(f"the packet in slot {slot - self.head} was taken, sent or dropped")
+        packet = <PacketBuffer> self.packets[slot]
+        if packet is not None:
+            if packet.epoch == self.slots.epoch and packet.frame == self.slots.frames[slot]:
+                return packet
+            if Py_REFCNT(packet) > 2:       # the list and this function: somebody still has the stale handle
+                packet.forget()
+                packet = None
+        packet = packet_in_batch(self.pool, &self.slots, slot, packet)
+        self.packets[slot] = packet
+        return packet
+
+    cdef object column(self, str name, void *base, bytes dtype, Py_ssize_t itemsize, Py_ssize_t stride,
+                       Py_ssize_t width, bint readonly):
+        """The live part of a column; the whole of it is made once."""
+        whole = self.columns.get(name)
+        if whole is None:
+            import numpy
+            whole = numpy.asarray(column(self.block, base, dtype, itemsize, self.capacity, stride, width, readonly))
+            self.columns[name] = whole
+        return whole[self.head:self.tail]
+
+    cdef object optional_column(self, str name, void *base, bytes dtype, Py_ssize_t itemsize, Py_ssize_t stride,
+                                Py_ssize_t width, bint readonly, str needed):
+        if base == NULL:
+            raise ConfigError(f"this socket was not built with the column {name}: make it with {needed}")
+        return self.column(name, base, dtype, itemsize, stride, width, readonly)
+
+    @property
+    def memory(self):
+        """uint8[bytes]: the pool's whole region, for numba and numpy; packet i is
+        ``memory[offsets[i]:offsets[i] + lengths[i]]``. Raw: what is read here after the next receive is somebody
+        else's packet."""
+        whole = self.columns.get("memory")
+        if whole is None:
+            import numpy
+            whole = self.columns["memory"] = numpy.frombuffer(self.pool.memory, dtype=numpy.uint8)
+        return whole
+
+    @property
+    def offsets(self):
+        """uint64[n], read-only: where each packet starts, in bytes from the pool's start."""
+        return self.column("offsets", self.slots.offsets, b"Q", 8, 8, 1, True)
+
+    @property
+    def frames(self):
+        """uint32[n], read-only: frame ids; 2**32 - 1 where the packet was taken."""
+        return self.column("frames", self.slots.frames, b"I", 4, 4, 1, True)
+
+    def gather(self, offset, dtype):
+        """Column `dtype`[n] of the field at byte `offset` of every packet, say ``rx.gather(0, ">u2")`` for DNS ids.
+
+        Zero where the packet is shorter or was taken. Raises `ConfigError` for a negative offset.
+        """
+        self.require_idle()
+        return gather_fields(self.pool, self.slots.frames + self.head, self.slots.offsets + self.head,
+                             self.slots.lengths + self.head, self.tail - self.head, offset, dtype)
+
+
+cdef object gather_fields(FramePool pool, uint32_t *frames, uint64_t *offsets, uint32_t *lengths, uint32_t count,
+                          object offset, object dtype):
+    """`frames` may be NULL, where every row is present."""
+    import numpy
+    result = numpy.zeros(count, dtype=dtype)
+    if result.dtype.hasobject:
+        raise ConfigError(f"gather dtype {dtype!r}: give a dtype of plain bytes")
+    cdef uint64_t at = check_field_offset(offset)
+    cdef size_t size = result.dtype.itemsize
+    cdef uint32_t i
+    cdef Py_buffer target
+    PyObject_GetBuffer(result.view(numpy.uint8) if count and size else numpy.zeros(0, numpy.uint8), &target,
+                       PyBUF_SIMPLE)
+    try:
+        for i in range(count if size else 0):
+            if (frames == NULL or frames[i] != NO_FRAME) and at + size <= lengths[i]:
+                memcpy(<uint8_t *> target.buf + i * size, pool.base + offsets[i] + at, size)
+    finally:
+        PyBuffer_Release(&target)
+    return result
+
+
+cdef uint64_t check_field_offset(object offset) except? 0xFFFFFFFFFFFFFFFF:
+    if not 0 <= offset <= 0xFFFFFFFF:
+        raise ConfigError(f"field offset is {offset}: give a byte offset from 0")
+    return offset
+
+
+@cython.final
+@cython.no_gc
+cdef class BatchIterator:
+    cdef Batch batch
+    cdef uint32_t slot
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        while self.slot < self.batch.tail:
+            self.slot += 1
+            if self.batch.slots.frames[self.slot - 1] != NO_FRAME:
+                return self.batch.packet_at(self.slot - 1)
+        raise StopIteration
+
+
+@cython.no_gc
+cdef class RecvBatch(Batch):
+    """Reusable receive storage: `socket.recv(batch)` replaces its contents."""
+
+    cdef uint32_t replace(self) except 0:
+        """Forget the contents and give every slot a frame; returns how many slots, from the first, have one."""
+        cdef Slots *slots = &self.slots
+        cdef FramePool pool = self.pool
+        cdef uint32_t i, last = self.capacity
+        self.claim()
+        slots.epoch += 1
+        self.head = self.tail = 0
+        self.datagram_total = 0
+        self.refilled = slots.vacant != 0
+        if self.refilled:
+            slots.vacant = 0
+            for i in range(self.capacity):
+                if slots.frames[i] == NO_FRAME and pool.rx_free:
+                    pool.rx_free -= 1
+                    slots.frames[i] = pool.rx_stack[pool.rx_free]
+                elif slots.frames[i] == NO_FRAME:
+                    # The pool is empty: close the gap with the last frame that the batch has.
+                    while last > i + 1 and slots.frames[last - 1] == NO_FRAME:
+                        last -= 1
+                    if last <= i + 1:
+                        slots.vacant = self.capacity - i
+                        break
+                    last -= 1
+                    slots.frames[i], slots.frames[last] = slots.frames[last], NO_FRAME
+        if slots.vacant == self.capacity:
+            raise Error(f"all {pool.rx_frames} receive frames are taken: release packets, or ask for more with "
+                        f"rx_frames", ENOBUFS)
+        return self.capacity - slots.vacant
+
+    @property
+    def datagram_count(self):
+        """Datagrams that the last receive delivered: more than slots where GRO coalesced them."""
+        return self.datagram_total
+
+    @property
+    def lengths(self):
+        """uint32[n], read-only: bytes of each packet."""
+        return self.column("lengths", self.slots.lengths, b"I", 4, 4, 1, True)
+
+    @property
+    def source_addresses(self):
+        """uint8[n, 4] for an IPv4 socket, uint8[n, 16] for an IPv6 or dual-stack one (IPv4 peers are IPv4-mapped);
+        network byte order, read-only."""
+        return self.column("source_addresses", self.slots.addresses + (HOST_V6_OFFSET if self.slots.v6 else
+                           HOST_V4_OFFSET), b"B", 1, self.slots.address_stride, self.slots.host_size, True)
+
+    @property
+    def source_ports(self):
+        """uint16[n], big-endian dtype (compares as usual), read-only."""
+        return self.column("source_ports", self.slots.addresses + PORT_OFFSET, b">H", 2, self.slots.address_stride, 1,
+                           True)
+
+    @property
+    def local_addresses(self):
+        """Where each datagram was sent to; shape and form as `source_addresses`. Needs Metadata.LOCAL."""
+        return self.optional_column("local_addresses", self.slots.local_hosts, b"B", 1, self.slots.host_size,
+                                    self.slots.host_size, True, "Metadata.LOCAL")
+
+    @property
+    def interfaces(self):
+        """uint32[n], read-only: the index of the interface it came in through. Needs Metadata.LOCAL."""
+        return self.optional_column("interfaces", self.slots.interfaces, b"I", 4, 4, 1, True, "Metadata.LOCAL")
+
+    @property
+    def ecn(self):
+        """uint8[n], read-only: the two ECN bits. Needs Metadata.ECN."""
+        return self.optional_column("ecn", self.slots.ecn, b"B", 1, 1, 1, True, "Metadata.ECN")
+
+    @property
+    def ttl(self):
+        """uint8[n], read-only: TTL or hop limit on arrival. Needs Metadata.TTL."""
+        return self.optional_column("ttl", self.slots.ttl, b"B", 1, 1, 1, True, "Metadata.TTL")
+
+    @property
+    def timestamps(self):
+        """int64[n], read-only: ns since the Unix epoch, 0 where the kernel gave none. Needs Metadata.TIMESTAMP or
+        HARDWARE_TIMESTAMP."""
+        return self.optional_column("timestamps", self.slots.times, b"q", 8, 8, 1, True,
+                                    "Metadata.TIMESTAMP or Metadata.HARDWARE_TIMESTAMP")
+
+    @property
+    def gro_strides(self):
+        """uint32[n], read-only: bytes of each datagram in a coalesced packet (the last may be shorter), else its
+        length. Needs gro=True."""
+        return self.optional_column("gro_strides", self.slots.segment_sizes, b"I", 4, 4, 1, True, "gro=True")
+
+    def datagrams(self):
+        """The packets walked as single datagrams: a `Datagrams`. Without GRO each packet is one."""
+        self.require_idle()
+        return Datagrams(self)
+
+    def run(self, handler, user=0):
+        """Call a compiled handler for every datagram, with the GIL released; returns how many packets were kept.
+
+        `handler` is ``int handler(uint8_t *data, uint32_t length, void *user)``: an address, or an object with an
+        `address` attribute (a numba cfunc). It may rewrite the bytes it is given. A packet for which it returns 0
+        leaves the batch and its frame returns to the pool; of a GRO packet, every datagram must be 0 for that. So
+        ``rx.run(handler); tx.take_from(rx)`` answers what the handler kept. `user` is passed on.
+
+        The address is called as it is: a wrong one crashes, as it would anywhere else.
+        """
+        cdef intptr_t address = getattr(handler, "address", handler)
+        cdef void *context = <void *> <intptr_t> user
+        cdef Slots *slots = &self.slots
+        cdef uint32_t i, stride, done, length, kept = 0
+        cdef uint8_t *data
+        cdef int verdict
+        if address == 0:
+            raise ConfigError("the handler's address is 0: give the address of a compiled function")
+        self.claim()
+        slots.busy = True
+        try:
+            with nogil:
+                for i in range(self.head, self.tail):
+                    if slots.frames[i] == NO_FRAME:
+                        continue
+                    data = self.pool.base + slots.offsets[i]
+                    length = slots.lengths[i]
+                    stride = slots.segment_sizes[i] if slots.segment_sizes != NULL else length
+                    verdict, done = 0, 0
+                    while True:
+                        verdict |= (<Handler> address)(data + done, min(stride, length - done), context)
+                        done += stride
+                        if done >= length or stride == 0:
+                            break
+                    if verdict == 0:
+                        slots.lengths[i] |= DROP_MARK
+        finally:
+            slots.busy = False
+        for i in range(self.head, self.tail):
+            if slots.frames[i] != NO_FRAME and slots.lengths[i] & DROP_MARK:
+                slots.lengths[i] &= ~<uint32_t> DROP_MARK
+                put_frame(self.pool, slots.frames[i])
+                slots.frames[i] = NO_FRAME
+                slots.vacant += 1
+            elif slots.frames[i] != NO_FRAME:
+                kept += 1
+        return kept
+
+# Chunks are at most 1 GiB (BufferLayout), so a length never has this bit.
+cdef enum:
+    DROP_MARK = 0x80000000
+
+
+@cython.final
+cdef class Datagrams:
+    """The datagrams of a receive batch, coalesced ones taken apart, as columns: `slots` uint32[m] (which packet of the
+    batch), `offsets` uint64[m], `lengths` uint32[m], as in the batch. ``datagrams[i]`` and iteration give bytes; for
+    no copy, use the columns with ``batch.memory``. Valid until the batch is received into again, or the packet is
+    taken or trimmed: then `BufferTakenError`."""
+
+    def __init__(self, RecvBatch batch not None):
+        import numpy
+        cdef Slots *source = &batch.slots
+        cdef uint32_t i, stride, left
+        cdef size_t total = 0, at = 0
+        cdef uint64_t offset
+        self.batch, self.epoch, self.vacant = batch, source.epoch, source.vacant
+        for i in range(batch.head, batch.tail):
+            if source.frames[i] != NO_FRAME:
+                stride = source.segment_sizes[i] if source.segment_sizes != NULL else 0
+                total += (source.lengths[i] + stride - 1) // stride if stride and source.lengths[i] else 1
+        self.slots = numpy.empty(total, numpy.uint32)
+        self.offsets = numpy.empty(total, numpy.uint64)
+        self.lengths = numpy.empty(total, numpy.uint32)
+        cdef uint32_t[::1] slots = self.slots
+        cdef uint64_t[::1] offsets = self.offsets
+        cdef uint32_t[::1] lengths = self.lengths
+        for i in range(batch.head, batch.tail):
+            if source.frames[i] == NO_FRAME:
+                continue
+            left, offset = source.lengths[i], source.offsets[i]
+            stride = source.segment_sizes[i] if source.segment_sizes != NULL else 0
+            if stride == 0:
+                stride = left
+            while True:
+                slots[at], offsets[at], lengths[at] = i - batch.head, offset, min(stride, left)
+                at += 1
+                if left <= stride:
+                    break
+                left -= stride
+                offset += stride
+        for column in (self.slots, self.offsets, self.lengths):
+            column.flags.writeable = False
+
+    cdef int require_current(self) except -1:
+        self.batch.require_idle()
+        if self.batch.slots.epoch != self.epoch:
+            raise BufferTakenError("the batch was received into again: walk it anew")
+        return 0
+
+    def __len__(self):
+        return len(self.slots)
+
+    def __getitem__(self, index):
+        self.require_current()
+        cdef uint32_t slot = self.slots[index]
+        cdef uint64_t offset = self.offsets[index]
+        cdef uint32_t length = self.lengths[index]
+        cdef Slots *slots = &self.batch.slots
+        if (slots.frames[slot] == NO_FRAME or offset < slots.offsets[slot]
+                or offset + length > slots.offsets[slot] + slots.lengths[slot]):
+            raise BufferTakenError("this datagram's packet was taken or trimmed since the walk")
+        return (<const char *> self.batch.pool.base + offset)[:length]
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def source(self, index):
+        """(host, port) that datagram `index` came from."""
+        self.require_current()
+        return read_record(self.batch.slots.addresses
+                           + <size_t> <uint32_t> self.slots[index] * self.batch.slots.address_stride)
+
+    def gather(self, offset, dtype):
+        """Column of the field at byte `offset` of every datagram, as `RecvBatch.gather`."""
+        self.require_current()
+        if self.batch.slots.vacant != self.vacant:
+            raise BufferTakenError("packets were taken since the walk: gather first")
+        cdef const uint64_t[::1] offsets = self.offsets
+        cdef const uint32_t[::1] lengths = self.lengths
+        if not len(self):
+            return gather_fields(self.batch.pool, NULL, NULL, NULL, 0, offset, dtype)
+        return gather_fields(self.batch.pool, NULL, <uint64_t *> &offsets[0], <uint32_t *> &lengths[0], len(self),
+                             offset, dtype)
+
+
+cdef inline uint16_t port_of(const Slots *slots, uint32_t slot) noexcept:
+    """In network byte order."""
+    cdef uint16_t port
+    memcpy(&port, slots.addresses + <size_t> slot * slots.address_stride + PORT_OFFSET, 2)
+    return port
+
+
+cdef bint is_group(const uint8_t *host, bint v6) noexcept:
+    """Multicast or limited broadcast: nothing can be sent from there."""
+    cdef int i
+    if not v6:
+        return host[0] >= 224
+    for i in range(10):
+        if host[i]:
+            return host[0] == 0xFF
+    return host[10] == 0xFF and host[11] == 0xFF and host[12] >= 224
+
+
+@cython.no_gc
+cdef class TxBatch(Batch):
+    """Packets on their way out. `len` counts those not yet accepted; `socket.send(batch)` accepts from the front.
+
+    Room that a partial send frees returns when the batch is drained; `discard` drains it without sending.
+    """
+
+    cdef void rewind(self) noexcept:
+        """A drained batch starts again at its first slot; the handles of its past are stale."""
+        if self.head == self.tail:
+            self.head = self.tail = 0
+            self.slots.epoch += 1
+
+    cdef void clear_slots(self, uint32_t first, uint32_t count) noexcept:
+        """The columns of slots that get new frames, back to "not set"."""
+        cdef Slots *slots = &self.slots
+        cdef uint16_t family = AF_INET6 if slots.v6 else AF_INET
+        cdef uint32_t i
+        memset(slots.addresses + <size_t> first * slots.address_stride, 0, <size_t> count * slots.address_stride)
+        for i in range(first, first + count):
+            memcpy(slots.addresses + <size_t> i * slots.address_stride, &family, 2)
+        memset(slots.lengths + first, 0, 4 * <size_t> count)
+        if slots.segment_sizes != NULL:
+            memset(slots.segment_sizes + first, 0, 4 * <size_t> count)
+        if slots.local_hosts != NULL:
+            memset(slots.local_hosts + <size_t> first * slots.host_size, 0, <size_t> count * slots.host_size)
+            memset(slots.interfaces + first, 0, 4 * <size_t> count)
+        if slots.ecn != NULL:
+            memset(slots.ecn + first, ECN_DEFAULT, count)
+        if slots.ttl != NULL:
+            memset(slots.ttl + first, 0, count)
+        if slots.times != NULL:
+            memset(slots.times + first, 0, 8 * <size_t> count)
+
+    cdef uint32_t take_frames(self, uint32_t count) noexcept:
+        """Give up to `count` further slots a fresh, empty frame."""
+        cdef FramePool pool = self.pool
+        cdef uint32_t i, frame, first = self.tail
+        count = min(count, min(self.capacity - first, pool.tx_free))
+        self.clear_slots(first, count)
+        for i in range(count):
+            frame = pool.tx_stack[pool.tx_free - 1 - i]
+            self.slots.frames[first + i] = frame
+            self.slots.offsets[first + i] = packet_start(pool, frame)
+        pool.tx_free -= count
+        self.tail += count
+        return count
+
+    cdef void accept(self, uint32_t count) noexcept:
+        """The first `count` pending slots are sent and their frames free: home they go, last one first."""
+        cdef uint32_t i = self.head + count
+        while i > self.head:
+            i -= 1
+            if self.slots.frames[i] != NO_FRAME:
+                put_frame(self.pool, self.slots.frames[i])
+                self.slots.frames[i] = NO_FRAME
+        self.head += count
+        self.rewind()
+
+    @property
+    def room(self):
+        """Slots that can still be filled, frames of the pool permitting."""
+        return self.capacity - self.tail
+
+    @property
+    def lengths(self):
+        """uint32[n], writable: bytes of each packet. `send` refuses one that leaves its frame."""
+        return self.column("lengths", self.slots.lengths, b"I", 4, 4, 1, False)
+
+    @property
+    def destination_addresses(self):
+        """uint8[n, 4] or uint8[n, 16], network byte order, writable. Set the ports too: a slot with port 0 has no
+        destination, and goes where the socket is connected to."""
+        return self.column("destination_addresses", self.slots.addresses + (HOST_V6_OFFSET if self.slots.v6 else
+                           HOST_V4_OFFSET), b"B", 1, self.slots.address_stride, self.slots.host_size, False)
+
+    @property
+    def destination_ports(self):
+        """uint16[n], big-endian dtype, writable."""
+        return self.column("destination_ports", self.slots.addresses + PORT_OFFSET, b">H", 2,
+                           self.slots.address_stride, 1, False)
+
+    def set_destinations(self, to):
+        """One peer for every pending slot; single ones can then be changed through the columns."""
+        cdef uint8_t record[STRIDE_V6]
+        cdef uint32_t i
+        self.require_idle()
+        write_record(record, self.slots.v6, to, "destination")
+        for i in range(self.head, self.tail):
+            memcpy(self.slots.addresses + <size_t> i * self.slots.address_stride, record, self.slots.address_stride)
+
+    @property
+    def segment_sizes(self):
+        """uint32[n], writable: a packet longer than this leaves as datagrams of this size (GSO, or split in native
+        code where there is none); 0 sends it as one datagram."""
+        return self.column("segment_sizes", self.slots.segment_sizes, b"I", 4, 4, 1, False)
+
+    @property
+    def source_addresses(self):
+        """As `destination_addresses`: where each packet is to leave from; all zero lets the kernel choose. Needs
+        Metadata.LOCAL."""
+        return self.optional_column("source_addresses", self.slots.local_hosts, b"B", 1, self.slots.host_size,
+                                    self.slots.host_size, False, "Metadata.LOCAL")
+
+    @property
+    def interfaces(self):
+        """uint32[n], writable: the interface to leave through, 0 for any. Needs Metadata.LOCAL."""
+        return self.optional_column("interfaces", self.slots.interfaces, b"I", 4, 4, 1, False, "Metadata.LOCAL")
+
+    @property
+    def ecn(self):
+        """uint8[n], writable: the two ECN bits, 255 for the socket's own. Needs Metadata.ECN."""
+        return self.optional_column("ecn", self.slots.ecn, b"B", 1, 1, 1, False, "Metadata.ECN")
+
+    @property
+    def ttl(self):
+        """uint8[n], writable: TTL or hop limit, 0 for the socket's own. Needs Metadata.TTL."""
+        return self.optional_column("ttl", self.slots.ttl, b"B", 1, 1, 1, False, "Metadata.TTL")
+
+    @property
+    def departure_times(self):
+        """int64[n], writable: ns on the socket's pacing clock, 0 for now. Needs Metadata.TXTIME."""
+        return self.optional_column("departure_times", self.slots.times, b"q", 8, 8, 1, False, "Metadata.TXTIME")
+
+    def allocate(self, count=None):
+        """Take `count` empty frames from the pool into further slots, all that fit by default; returns how many there
+        were. Raises `ConfigError` for a negative count."""
+        self.require_idle()
+        if count is None:
+            count = self.capacity
+        if not 0 <= count <= 0xFFFFFFFF:
+            raise ConfigError(f"allocate({count}): give a count from 0, or none for all that fit")
+        return self.take_frames(count)
+
+    def fill(self, payload):
+        """Write the payload of every pending slot: one bytes-like for all, or a C-contiguous 2-D array with a row for
+        each. Sets the lengths. Raises `ConfigError` where a row is missing or a frame too small."""
+        cdef Py_buffer source
+        cdef Slots *slots = &self.slots
+        cdef uint32_t i, count = self.tail - self.head
+        cdef size_t size, step = 0
+        cdef uint64_t start
+        cdef const uint8_t *data
+        self.claim()
+        PyObject_GetBuffer(payload, &source, PyBUF_C_CONTIGUOUS)
+        try:
+            size = source.len
+            if source.ndim == 2:
+                if <uint32_t> source.shape[0] != count:
+                    raise ConfigError(f"fill: {source.shape[0]} rows for {count} pending packets: give one for each")
+                size = step = source.shape[1] * source.itemsize
+            elif source.ndim > 2:
+                raise ConfigError(f"fill: an array of {source.ndim} dimensions: give bytes or rows of bytes")
+            data = <const uint8_t *> source.buf
+            for i in range(self.head, self.tail):
+                start = packet_start(self.pool, slots.frames[i])
+                if start + size > chunk_end(self.pool, slots.frames[i]):
+                    raise ConfigError(f"fill: {size} bytes do not fit a frame of "
+                                      f"{chunk_end(self.pool, slots.frames[i]) - start}: choose a larger payload size")
+                slots.offsets[i] = start
+                slots.lengths[i] = <uint32_t> size
+                memcpy(self.pool.base + start, data, size)
+                data += step
+        finally:
+            PyBuffer_Release(&source)
+
+    def scatter(self, offset, values):
+        """Write value i of a 1-D numpy array, as its dtype lays it out, at byte `offset` of pending packet i.
+
+        Raises `ConfigError` where a value is missing or a packet too short.
+        """
+        cdef Py_buffer source
+        cdef Slots *slots = &self.slots
+        cdef uint32_t i, count = self.tail - self.head
+        cdef uint64_t at = check_field_offset(offset)
+        cdef size_t size
+        self.claim()
+        PyObject_GetBuffer(values, &source, PyBUF_C_CONTIGUOUS)
+        try:
+            if source.ndim != 1 or source.shape[0] != count:
+                raise ConfigError(f"scatter: give a 1-D array of {count} values, one for each pending packet")
+            size = source.itemsize
+            for i in range(count):
+                if at + size > slots.lengths[self.head + i]:
+                    raise ConfigError(f"scatter: {size} bytes at {at} are outside packet {i} of "
+                                      f"{slots.lengths[self.head + i]} bytes: fill it first")
+                if slots.offsets[self.head + i] + at + size > chunk_end(self.pool, slots.frames[self.head + i]):
+                    raise ConfigError(f"scatter: packet {i} is longer than its frame")
+                memcpy(self.pool.base + slots.offsets[self.head + i] + at, <uint8_t *> source.buf + i * size, size)
+        finally:
+            PyBuffer_Release(&source)
+
+    cdef int require_room(self) except -1:
+        if self.tail == self.capacity:
+            raise Error(f"the transmit batch is full, {self.tail - self.head} of {self.capacity} slots are pending: "
+                        f"send it first", ENOBUFS)
+        return 0
+
+    def append(self, data, to=None):
+        """Add one packet. A `PacketBuffer` of the same pool is moved in, without a copy, and its handle is gone
+        afterwards; anything bytes-like is copied into a fresh frame. `to` is its destination; without it a packet goes
+        to its own `address`, and bytes go where the socket is connected to.
+
+        Raises `Error` (ENOBUFS) when the batch or the pool is full, `ConfigError` for a bad address or size,
+        `BufferError` while the packet is viewed. On an error nothing has changed.
+        """
+        cdef uint8_t record[STRIDE_V6]
+        cdef uint32_t slot = self.tail
+        cdef PacketBuffer packet
+        cdef uint64_t *offset
+        cdef uint32_t *length
+        cdef Py_buffer source
+        cdef uint64_t capacity
+        self.require_idle()
+        self.require_room()
+        if to is not None:
+            write_record(record, self.slots.v6, to, "destination")
+        if isinstance(data, PacketBuffer) and (<PacketBuffer> data).pool is self.pool:
+            packet = data
+            packet.locate_unexported(&offset, &length)
+            if to is None and packet.address[1]:
+                write_record(record, self.slots.v6, packet.address, "destination")
+                to = True
+            packet.detach()
+            self.clear_slots(slot, 1)
+            self.slots.frames[slot], packet.frame = packet.frame, NO_FRAME
+            self.slots.offsets[slot], self.slots.lengths[slot] = packet.offset, packet.length
+            if self.slots.segment_sizes != NULL and packet.meta_copy.segment_size < packet.length:
+                self.slots.segment_sizes[slot] = packet.meta_copy.segment_size
+            self.tail += 1
+        else:
+            PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
+            try:
+                capacity = self.pool.tx_chunk - self.pool.tx_payload
+                if <uint64_t> source.len > capacity:
+                    raise ConfigError(f"a payload of {source.len} bytes does not fit a frame of {capacity}: choose a "
+                                      f"larger payload size")
+                if self.take_frames(1) == 0:
+                    raise Error(f"all {self.pool.tx_frames} transmit frames are in use: send or discard, or ask for "
+                                f"more with tx_frames", ENOBUFS)
+                memcpy(self.pool.base + self.slots.offsets[slot], source.buf, source.len)
+                self.slots.lengths[slot] = <uint32_t> source.len
+            finally:
+                PyBuffer_Release(&source)
+        if to is not None:
+            memcpy(self.slots.addresses + <size_t> slot * self.slots.address_stride, record, self.slots.address_stride)
+
+    def take_from(self, RecvBatch source not None, *, bint reply=True):
+        """Move received packets in, without a copy, as many as there is room for; returns how many.
+
+        They go back to their senders, from the address that they were sent to where both batches have
+        Metadata.LOCAL; with ``reply=False`` the destinations are left to the caller. A GRO packet leaves as the
+        datagrams that it came as. What did not fit stays in `source`, and so do packets from port 0, which nobody can
+        answer (RFC 768). Raises `ConfigError` where the batches are of
+        different pools or families, `BufferError` while packets are viewed.
+        """
+        cdef Slots *src = &source.slots
+        cdef Slots *dst = &self.slots
+        cdef uint32_t i, to, first, stride = src.address_stride
+        cdef bint local = reply and src.local_hosts != NULL and dst.local_hosts != NULL
+        cdef bint sizes = src.segment_sizes != NULL and dst.segment_sizes != NULL
+        if source.pool is not self.pool:
+            raise ConfigError("take_from: the batches belong to different pools: open both sockets with the same "
+                              "pool=, or copy with append()")
+        if reply and src.v6 != dst.v6:
+            raise ConfigError("take_from: one batch is IPv4, the other IPv6: use reply=False and set destinations")
+        self.claim()
+        source.claim()
+        first = to = self.tail
+        self.clear_slots(first, min(self.capacity - first, source.tail - source.head))
+        for i in range(source.head, source.tail):
+            if to == self.capacity:
+                break
+            if src.frames[i] == NO_FRAME or (reply and port_of(src, i) == 0):
+                continue
+            dst.frames[to], src.frames[i] = src.frames[i], NO_FRAME
+            src.vacant += 1
+            dst.offsets[to], dst.lengths[to] = src.offsets[i], src.lengths[i]
+            if reply:
+                memcpy(dst.addresses + <size_t> to * stride, src.addresses + <size_t> i * stride, stride)
+            if local and not is_group(src.local_hosts + <size_t> i * src.host_size, src.v6):
+                memcpy(dst.local_hosts + <size_t> to * dst.host_size, src.local_hosts + <size_t> i * dst.host_size,
+                       dst.host_size)
+            if sizes and src.segment_sizes[i] < src.lengths[i]:
+                dst.segment_sizes[to] = src.segment_sizes[i]
+            to += 1
+        self.tail = to
+        return to - first
+
+    def discard(self, count=None):
+        """Return the frames of the first `count` pending slots, all by default, to the pool without sending; returns
+        how many there were."""
+        cdef uint32_t pending = self.tail - self.head
+        self.claim()
+        if count is not None and count < 0:
+            raise ConfigError(f"discard({count}): give a count from 0, or none for all")
+        pending = pending if count is None else min(pending, count)
+        self.accept(pending)
+        return pending

@@ -1,0 +1,74 @@
+"""The frame pool: one region of memory cut into receive and transmit frames.
+
+The same shape serves every backend: for OS sockets the region is plain memory, for AF_XDP it is the UMEM, for DPDK a
+mempool. Frame ids below `rx_frames` are receive frames, the others transmit frames; each kind has its own layout and
+its own free stack, and a frame returns to the stack it came from, wherever it travelled in between.
+
+Invariants
+    - A frame is in exactly one place: on its free stack, in one slot of one batch, in one owned packet, or with the
+      kernel. Whoever moves it clears the place it came from in the same step.
+    - The stacks, the slots and the packets change only while the GIL is held. Native loops that run without it work on
+      a batch marked busy, which every other entry point refuses.
+    - Frames are popped in ascending order and pushed back in descending order, so that a batch that is filled and sent
+      over and over gets neighbouring frames: equal-sized payloads that fill their frames are then contiguous in
+      memory, and a coalesced send needs one vector for all of them.
+"""
+
+cimport cython
+from libc.stdint cimport uint32_t
+
+from fast_socket.core.memory cimport Region
+
+from fast_socket.core.errors import ConfigError
+from fast_socket.core.layout import BufferLayout
+
+# Frame ids and the arithmetic on them stay well inside 32 bits, and NO_FRAME stays no frame.
+cdef enum:
+    MAX_FRAMES = 1 << 24
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class FramePool:
+    """Frames for receiving and for transmitting, in one region of memory.
+
+    Sockets make their own pool unless they are given one; sockets that share a pool can forward to each other without
+    a copy. Thread rules: any thread may use it. Raises `ConfigError` for counts out of range.
+    """
+
+    def __cinit__(self, *, rx_frames, tx_frames, rx_layout, tx_layout):
+        cdef uint32_t i
+        for name, value in (("rx_frames", rx_frames), ("tx_frames", tx_frames)):
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_FRAMES:
+                raise ConfigError(f"FramePool.{name} is {value!r}: give an int from 0 to {MAX_FRAMES}")
+        for name, value in (("rx_layout", rx_layout), ("tx_layout", tx_layout)):
+            if not isinstance(value, BufferLayout):
+                raise ConfigError(f"FramePool.{name} is {value!r}: give a BufferLayout")
+        self.rx_frames, self.tx_frames = rx_frames, tx_frames
+        self.rx_layout, self.tx_layout = rx_layout, tx_layout
+        self.rx_chunk, self.tx_chunk = rx_layout.chunk_size, tx_layout.chunk_size
+        self.rx_payload, self.tx_payload = rx_layout.payload_offset, tx_layout.payload_offset
+        self.rx_reserved, self.tx_reserved = rx_layout.l2_headroom, tx_layout.l2_headroom
+        # The transmit part starts at a multiple of its own chunk size, so that aligned chunks stay aligned.
+        self.tx_start = -(-rx_frames * rx_layout.chunk_size // tx_layout.chunk_size) * tx_layout.chunk_size
+        self.memory = Region(self.tx_start + tx_frames * tx_layout.chunk_size)
+        self.base = self.memory.base
+        self.stacks = Region((rx_frames + tx_frames) * sizeof(uint32_t))
+        self.rx_stack = <uint32_t *> self.stacks.base
+        self.tx_stack = self.rx_stack + self.rx_frames
+        for i in range(self.rx_frames + self.tx_frames):
+            put_frame(self, self.rx_frames + self.tx_frames - 1 - i)
+
+    @property
+    def rx_available(self):
+        """Receive frames on the free stack."""
+        return self.rx_free
+
+    @property
+    def tx_available(self):
+        """Transmit frames on the free stack."""
+        return self.tx_free
+
+    def __repr__(self):
+        return (f"<FramePool rx {self.rx_free}/{self.rx_frames} x {self.rx_chunk} B, "
+                f"tx {self.tx_free}/{self.tx_frames} x {self.tx_chunk} B>")

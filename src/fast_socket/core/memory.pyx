@@ -1,0 +1,78 @@
+"""Memory that outlives every view of it.
+
+A `Region` is anonymous memory owned by one Python object. Frames, columns and the kernel's message vectors all live in
+regions. Whoever exposes a part of one (a numpy column, a memoryview of a packet) keeps the region alive through the
+buffer protocol, so no order of closing and dropping can leave a view of unmapped memory.
+"""
+
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_FillInfo
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t
+
+
+cdef extern from "<sys/mman.h>" nogil:
+    void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset)
+    int munmap(void *address, size_t length)
+    void *MAP_FAILED
+    enum:
+        PROT_READ
+        PROT_WRITE
+        MAP_PRIVATE
+        MAP_ANONYMOUS
+
+
+cdef class Region:
+    """`size` bytes of zeroed, page-aligned memory, touched only when used; unmapped with its last reference."""
+
+    def __cinit__(self, size_t size):
+        cdef void *memory
+        self.size = size if size else 1
+        memory = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if memory == MAP_FAILED:
+            raise MemoryError(f"cannot map {size} bytes")
+        self.base = <uint8_t *> memory
+
+    def __dealloc__(self):
+        if self.base != NULL:
+            munmap(self.base, self.size)
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.base, <Py_ssize_t> self.size, 0, flags)
+
+
+cdef class Column:
+    """A typed, strided window on native memory, for numpy to wrap; `owner` keeps that memory alive."""
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        if self.readonly and flags & PyBUF_WRITABLE:
+            raise BufferError("this column is read-only")
+        if flags & PyBUF_STRIDES != PyBUF_STRIDES:
+            raise BufferError("a column is strided: view it through numpy or memoryview")
+        buffer.buf = self.base
+        buffer.obj = self
+        buffer.len = self.itemsize * self.shape[0] * (self.shape[1] if self.dimensions == 2 else 1)
+        buffer.itemsize = self.itemsize
+        buffer.readonly = self.readonly
+        buffer.ndim = <int> self.dimensions
+        buffer.format = <char *> self.format if flags & PyBUF_FORMAT else NULL
+        buffer.shape = self.shape
+        buffer.strides = self.strides
+        buffer.suboffsets = NULL
+        buffer.internal = NULL
+
+
+cdef Column column(object owner, void *base, bytes format, Py_ssize_t itemsize, Py_ssize_t rows, Py_ssize_t stride,
+                   Py_ssize_t width, bint readonly):
+    """A column of `rows` items `stride` bytes apart; `width` items beside each other where it is not 1."""
+    cdef Column self = Column.__new__(Column)
+    self.owner = owner
+    self.base = base
+    self.format = format
+    self.itemsize = itemsize
+    self.dimensions = 1 if width == 1 else 2
+    self.shape[0] = rows
+    self.shape[1] = width
+    self.strides[0] = stride
+    self.strides[1] = itemsize
+    self.readonly = readonly
+    return self

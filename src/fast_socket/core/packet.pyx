@@ -1,0 +1,375 @@
+"""Packets as objects: `PacketBuffer`, and `FrozenPacket`, its immutable form.
+
+A batch keeps one permanent `PacketBuffer` per slot and hands it out again for the next packet, because a fresh object
+per packet costs half as much again. A handle must therefore know whether the packet it was given for is still there:
+it remembers the batch's epoch, which grows whenever the contents are replaced, and its frame, which leaves the slot
+when it is sent or taken. Where someone still holds the old handle, the batch makes a new object instead, so a stale
+handle stays stale for ever and never turns into somebody else's packet.
+
+Memoryviews are counted, per packet and per batch. While one exists, whatever would move, send or recycle the bytes
+under it raises `BufferError`; the view itself keeps the packet, and the packet the memory, alive.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo, PyObject_GetBuffer, PyBuffer_Release, PyBUF_SIMPLE
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memmove, memset
+
+from fast_socket.core.addresses cimport read_host, read_record, write_record
+from fast_socket.core.frames cimport FramePool, NO_FRAME, Slots, chunk_end, lowest_start, put_frame
+
+from fast_socket.core.errors import BufferTakenError, ConfigError, Error
+from fast_socket.core.metadata import Ecn, UdpRecvMeta
+
+cdef enum:
+    HAS_LOCAL = 1
+    HAS_ECN = 2
+    HAS_TTL = 4
+    HAS_TIME = 8
+    HAS_SEGMENT_SIZE = 16
+
+
+cdef unsigned int columns_of(Slots *slots) noexcept:
+    return ((HAS_LOCAL if slots.local_hosts != NULL else 0) | (HAS_ECN if slots.ecn != NULL else 0)
+            | (HAS_TTL if slots.ttl != NULL else 0) | (HAS_TIME if slots.times != NULL else 0)
+            | (HAS_SEGMENT_SIZE if slots.segment_sizes != NULL else 0))
+
+
+cdef void copy_meta(Slots *slots, uint32_t slot, PacketMeta *meta) noexcept:
+    memcpy(meta.address, slots.addresses + <size_t> slot * slots.address_stride, slots.address_stride)
+    if slots.local_hosts != NULL:
+        memcpy(meta.local_host, slots.local_hosts + <size_t> slot * slots.host_size, slots.host_size)
+        meta.interface = slots.interfaces[slot]
+    if slots.ecn != NULL:
+        meta.ecn = slots.ecn[slot]
+    if slots.ttl != NULL:
+        meta.ttl = slots.ttl[slot]
+    if slots.times != NULL:
+        meta.time = slots.times[slot]
+    if slots.segment_sizes != NULL:
+        meta.segment_size = slots.segment_sizes[slot]
+
+
+@cython.no_gc
+cdef class Packet:
+    """What `PacketBuffer` and `FrozenPacket` share: reading. Supports the buffer protocol, `len` and `bytes`."""
+
+    def __cinit__(self):
+        self.frame = NO_FRAME
+
+    def __init__(self):
+        raise TypeError("packets come from batches: batch[i], or iterate over the batch")
+
+    def __dealloc__(self):
+        if self.slots == NULL and self.frame != NO_FRAME:
+            put_frame(self.pool, self.frame)
+
+    cdef int locate(self, uint64_t **offset, uint32_t **length) except -1:
+        """Where the packet's place is recorded. Raises BufferTakenError for a stale handle."""
+        cdef Slots *slots = self.slots
+        if slots != NULL:
+            if slots.busy:
+                raise Error("another thread is sending or receiving this packet's batch: wait until it returns")
+            if slots.epoch == self.epoch and slots.frames[self.slot] == self.frame:
+                offset[0] = &slots.offsets[self.slot]
+                length[0] = &slots.lengths[self.slot]
+                return 0
+        elif self.frame != NO_FRAME:
+            offset[0] = &self.offset
+            length[0] = &self.length
+            return 0
+        raise BufferTakenError(
+            "this packet is gone: it was sent, taken, released, or replaced by a later receive; take() keeps one"
+        )
+
+    cdef int detach(self) except -1:
+        """Make the packet own its frame: after this no batch knows it."""
+        cdef uint64_t *offset
+        cdef uint32_t *length
+        self.locate(&offset, &length)
+        if self.slots != NULL:
+            self.offset, self.length = offset[0], length[0]
+            self.present = columns_of(self.slots)
+            copy_meta(self.slots, self.slot, &self.meta_copy)
+            self.slots.frames[self.slot] = NO_FRAME
+            self.slots.vacant += 1
+            self.slots.exports -= self.exports
+            packets = <list> self.slots.packets
+            self.slots = NULL
+            packets[self.slot] = None
+        return 0
+
+    cdef void forget(self) noexcept:
+        """The batch goes away or gives its slot to another object; frames that are being viewed stay with the view."""
+        if self.slots == NULL:
+            return
+        if self.exports and self.slots.epoch == self.epoch and self.slots.frames[self.slot] == self.frame:
+            self.offset, self.length = self.slots.offsets[self.slot], self.slots.lengths[self.slot]
+            self.present = columns_of(self.slots)
+            copy_meta(self.slots, self.slot, &self.meta_copy)
+            self.slots.frames[self.slot] = NO_FRAME
+        else:
+            self.frame = NO_FRAME
+        self.slots = NULL
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        cdef uint64_t *offset
+        cdef uint32_t *length
+        self.locate(&offset, &length)
+        PyBuffer_FillInfo(buffer, self, self.pool.base + offset[0], length[0], self.frozen, flags)
+        self.exports += 1
+        if self.slots != NULL:
+            self.slots.exports += 1
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        self.exports -= 1
+        if self.slots != NULL:
+            self.slots.exports -= 1
+
+    def __len__(self):
+        cdef uint64_t *offset
+        cdef uint32_t *length
+        self.locate(&offset, &length)
+        return length[0]
+
+    def __bytes__(self):
+        cdef uint64_t *offset
+        cdef uint32_t *length
+        self.locate(&offset, &length)
+        return (<char *> self.pool.base + offset[0])[:length[0]]
+
+    def __repr__(self):
+        try:
+            return f"<{type(self).__name__} frame {self.frame}, {len(self)} bytes>"
+        except Error:
+            return f"<{type(self).__name__}, gone>"
+
+    cdef const uint8_t *bounded(self, object start, Py_ssize_t size) except NULL:
+        cdef uint64_t *offset
+        cdef uint32_t *length
+        cdef Py_ssize_t at = start
+        self.locate(&offset, &length)
+        if at < 0 or size < 0 or at > <Py_ssize_t> length[0] - size:
+            raise IndexError(f"{size} bytes at offset {at} are not inside a packet of {length[0]} bytes")
+        return self.pool.base + offset[0] + at
+
+    def read(self, start, size):
+        """`size` bytes from offset `start`. Raises `IndexError` where the packet is shorter."""
+        cdef Py_ssize_t wanted = size
+        return (<const char *> self.bounded(start, wanted))[:wanted]
+
+    def u8(self, start):
+        """The byte at offset `start`. Raises `IndexError`, as the readers of wider fields do."""
+        return self.bounded(start, 1)[0]
+
+    def u16(self, start):
+        """The 16-bit field at offset `start`, network byte order."""
+        cdef const uint8_t *at = self.bounded(start, 2)
+        return at[0] << 8 | at[1]
+
+    def u32(self, start):
+        """The 32-bit field at offset `start`, network byte order."""
+        return int.from_bytes((<const char *> self.bounded(start, 4))[:4], "big")
+
+    def u64(self, start):
+        """The 64-bit field at offset `start`, network byte order."""
+        return int.from_bytes((<const char *> self.bounded(start, 8))[:8], "big")
+
+    @property
+    def frame(self):
+        """The frame's id in its pool."""
+        self.__len__()
+        return self.frame
+
+    @property
+    def address(self):
+        """The peer as (host, port): where it came from, or where it is to go; ("", 0) where none is set."""
+        cdef uint64_t *offset
+        cdef uint32_t *length
+        self.locate(&offset, &length)
+        if self.slots == NULL:
+            return read_record(self.meta_copy.address)
+        return read_record(self.slots.addresses + <size_t> self.slot * self.slots.address_stride)
+
+    @address.setter
+    def address(self, value):
+        cdef uint64_t *offset
+        cdef uint32_t *length
+        self.locate(&offset, &length)
+        if self.frozen:
+            raise TypeError("a frozen packet cannot be changed")
+        write_record(&self.meta_copy.address[0] if self.slots == NULL else
+                     self.slots.addresses + <size_t> self.slot * self.slots.address_stride, self.v6, value, "address")
+
+    def meta(self):
+        """This packet's metadata, as far as its socket delivers it: a `UdpRecvMeta`."""
+        cdef uint64_t *offset
+        cdef uint32_t *length
+        cdef PacketMeta meta
+        cdef unsigned int present = self.present
+        self.locate(&offset, &length)
+        if self.slots == NULL:
+            meta = self.meta_copy
+        else:
+            memset(&meta, 0, sizeof(meta))
+            present = columns_of(self.slots)
+            copy_meta(self.slots, self.slot, &meta)
+        return UdpRecvMeta(
+            source=read_record(meta.address),
+            local=read_host(meta.local_host, self.v6) if present & HAS_LOCAL else None,
+            interface=meta.interface if present & HAS_LOCAL else None,
+            ecn=Ecn(meta.ecn & 3) if present & HAS_ECN else None,
+            ttl=meta.ttl if present & HAS_TTL else None,
+            timestamp_ns=meta.time if present & HAS_TIME else None,
+            gro_stride=meta.segment_size if present & HAS_SEGMENT_SIZE else None,
+        )
+
+
+@cython.final
+@cython.no_gc
+cdef class PacketBuffer(Packet):
+    """One packet in one frame: readable, writable in place, and growable into its head- and tailroom.
+
+    In a batch it is a handle on a slot; `take()` makes it the owner of its frame, which then survives the batch, may
+    cross threads, and returns to its pool when the packet is dropped, from whichever thread. A handle whose packet was
+    sent, taken or replaced raises `BufferTakenError`. Thread rules: one thread at a time.
+    """
+
+    cdef int locate_unexported(self, uint64_t **offset, uint32_t **length) except -1:
+        self.locate(offset, length)
+        if self.exports:
+            raise BufferError(f"{self.exports} memoryview(s) of this packet exist: release them first")
+        return 0
+
+    @property
+    def headroom(self):
+        """Bytes that can be prepended."""
+        cdef uint64_t *offset
+        cdef uint32_t *length
+        self.locate(&offset, &length)
+        return offset[0] - lowest_start(self.pool, self.frame)
+
+    @property
+    def tailroom(self):
+        """Bytes that can be appended."""
+        cdef uint64_t *offset
+        cdef uint32_t *length
+        self.locate(&offset, &length)
+        return chunk_end(self.pool, self.frame) - offset[0] - length[0]
+
+    def prepend(self, data):
+        """Put bytes in front. Raises `ConfigError` where the headroom is too small, `BufferError` while viewed."""
+        self._grow(data, True)
+
+    def append(self, data):
+        """Put bytes behind. Raises `ConfigError` where the tailroom is too small, `BufferError` while viewed."""
+        self._grow(data, False)
+
+    cdef int _grow(self, object data, bint front) except -1:
+        cdef uint64_t *offset
+        cdef uint32_t *length
+        cdef uint64_t room
+        cdef Py_buffer source
+        PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
+        try:
+            self.locate_unexported(&offset, &length)
+            room = self.headroom if front else self.tailroom
+            if <uint64_t> source.len > room:
+                raise ConfigError(f"{source.len} bytes do not fit: the {'headroom' if front else 'tailroom'} is {room} "
+                                  f"bytes; choose a larger one in the BufferLayout")
+            if front:
+                offset[0] -= source.len
+            memmove(self.pool.base + offset[0] + (0 if front else length[0]), source.buf, source.len)
+            length[0] += <uint32_t> source.len
+        finally:
+            PyBuffer_Release(&source)
+        return 0
+
+    def write(self, start, data):
+        """Overwrite bytes in place from offset `start`. Raises `IndexError` where the packet is shorter."""
+        cdef Py_buffer source
+        PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
+        try:
+            memmove(<void *> self.bounded(start, source.len), source.buf, source.len)
+        finally:
+            PyBuffer_Release(&source)
+
+    def trim_prefix(self, size):
+        """Cut `size` bytes off the front. Raises `IndexError` where the packet is shorter, `BufferError` while
+        viewed."""
+        self._trim(size, True)
+
+    def trim_suffix(self, size):
+        """Cut `size` bytes off the end. Raises as `trim_prefix`."""
+        self._trim(size, False)
+
+    cdef int _trim(self, object size, bint front) except -1:
+        cdef uint64_t *offset
+        cdef uint32_t *length
+        cdef Py_ssize_t cut = size
+        self.locate_unexported(&offset, &length)
+        if not 0 <= cut <= <Py_ssize_t> length[0]:
+            raise IndexError(f"cannot cut {cut} bytes off a packet of {length[0]} bytes")
+        length[0] -= <uint32_t> cut
+        if front:
+            offset[0] += cut
+        return 0
+
+    def take(self):
+        """Own the packet: it leaves its batch and lives as long as this object. Returns the object itself."""
+        self.detach()
+        return self
+
+    def release(self):
+        """Return the frame to its pool now. Raises `BufferError` while viewed; the handle is gone afterwards."""
+        cdef uint64_t *offset
+        cdef uint32_t *length
+        cdef uint32_t frame
+        self.locate_unexported(&offset, &length)
+        self.detach()
+        frame, self.frame = self.frame, NO_FRAME
+        put_frame(self.pool, frame)
+
+    def freeze(self):
+        """Give the packet up for an immutable one, without a copy. Raises `BufferError` while viewed, because a
+        writable view would still change it."""
+        cdef uint64_t *offset
+        cdef uint32_t *length
+        cdef FrozenPacket frozen
+        self.locate_unexported(&offset, &length)
+        frozen = FrozenPacket.__new__(FrozenPacket)
+        self.detach()
+        frozen.pool = self.pool
+        frozen.frame, self.frame = self.frame, NO_FRAME
+        frozen.offset, frozen.length = self.offset, self.length
+        frozen.frozen, frozen.v6 = True, self.v6
+        frozen.present, frozen.meta_copy = self.present, self.meta_copy
+        return frozen
+
+
+@cython.final
+@cython.no_gc
+cdef class FrozenPacket(Packet):
+    """An immutable packet that owns its frame: share it between threads at will, use it as a key. Its frame returns to
+    the pool with the last reference or view. Equal to any bytes-like object of the same content."""
+
+    def __hash__(self):
+        return hash(self.__bytes__())
+
+    def __eq__(self, other):
+        try:
+            return self.__bytes__() == bytes(memoryview(other))
+        except TypeError:
+            return NotImplemented
+
+
+cdef PacketBuffer packet_in_batch(FramePool pool, Slots *slots, uint32_t slot, PacketBuffer reuse):
+    """The handle on a slot: `reuse` re-aimed, or a new object where that is None."""
+    cdef PacketBuffer packet = reuse if reuse is not None else PacketBuffer.__new__(PacketBuffer)
+    packet.pool = pool
+    packet.slots = slots
+    packet.slot = slot
+    packet.frame = slots.frames[slot]
+    packet.epoch = slots.epoch
+    packet.v6 = slots.v6
+    return packet

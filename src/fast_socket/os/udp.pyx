@@ -1,0 +1,714 @@
+"""UDP through the operating system's sockets, a batch per call.
+
+Sending. `send` turns pending slots into messages and hands them to sendmmsg, up to 1024 at a time. Neighbouring slots
+with one peer and one length become a single message that the kernel (or the NIC) segments: UDP GSO, without the caller
+asking. Where payloads are neighbours in memory too, one vector covers them all: a kernel that copies one piece of 8 KiB
+is half as long about it as with 128 pieces of 64 bytes.
+
+Where it degrades. Without GSO each datagram is a message. A large send that is refused (EIO: no checksum offload or
+IPsec on the way; EINVAL or EMSGSIZE: segments too large for a link) is done again in software from the first datagram
+that did not go, so that nothing is lost and nothing sent twice; it is counted, said once in the log, and not tried
+again with segments of that size. Without sendmmsg and recvmmsg each datagram is a call.
+
+Receiving. recvmmsg writes payloads into frames and peers into the address column; control messages are asked for and
+read only for the metadata that the socket was built with.
+
+Nothing here blocks: waiting is the driver's. Both directions run without the GIL, on a batch that is marked busy.
+"""
+
+cimport cython
+from libc.errno cimport (
+    EAGAIN, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, EINTR, EINVAL, EIO, EMSGSIZE, ENETUNREACH, ENOPROTOOPT, ENOSYS,
+    EOPNOTSUPP, EPROTO, errno,
+)
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from fast_socket.core.addresses cimport PORT_OFFSET, RECORD_V4, RECORD_V6, write_host, write_record
+from fast_socket.core.frames cimport FramePool, Slots, chunk_end, lowest_start
+from fast_socket.core.polling cimport Descriptor, Driver
+from fast_socket.os.batch cimport MAX_MESSAGES, OsRecvBatch, OsTxBatch, Planned
+from fast_socket.os.linux cimport (
+    AF_INET, AF_INET6, MSG_DONTWAIT, MSG_TRUNC, iovec, mmsghdr, recvmmsg, recvmsg, sendmmsg, sendmsg,
+)
+from fast_socket.os.messages cimport (
+    ECN_DEFAULT, RX_CONTROL_SIZE, TX_CONTROL_SIZE, TxControl, append_segment_size, read_control, write_control,
+)
+
+import logging
+import socket as stdlib_socket
+
+from fast_socket.core.capabilities import Support, UdpCapabilities, UdpStats
+from fast_socket.core.endpoint import UdpEndpointSpec
+from fast_socket.core.errors import ConfigError, DeviceError, Error, SendError
+from fast_socket.core.metadata import Metadata
+from fast_socket.os import options as os_options
+from fast_socket.os.probe import probe_gro, probe_gso
+
+log = logging.getLogger("fast_socket.os")
+
+cdef enum:
+    # 65,535 less the IPv6 and UDP headers: what a large send may carry in either family, in all.
+    MAX_LARGE_SEND = 65_487
+    # 1280, the least MTU of an IPv6 link (RFC 8200, section 5), less both headers: segments up to this size are never
+    # refused for the MTU.
+    ALWAYS_FITS = 1_232
+    NO_LIMIT = 65_535
+
+RECV_METADATA = (Metadata.ECN | Metadata.LOCAL | Metadata.TTL | Metadata.TIMESTAMP | Metadata.HARDWARE_TIMESTAMP)
+SEND_METADATA = Metadata.ECN | Metadata.LOCAL | Metadata.TTL | Metadata.TXTIME
+
+
+cdef bint is_stale(int error) noexcept nogil:
+    """Errors that an ICMP message about an earlier datagram leaves on a socket (icmp(7), net/ipv4/icmp.c)."""
+    return error in (ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, EPROTO, ENOPROTOOPT, EOPNOTSUPP)
+
+
+cdef inline bint same_record(const uint8_t *a, const uint8_t *b, bint v6) noexcept nogil:
+    """Whether two address records name one peer. Of an IPv4 record eight bytes count, the rest is padding."""
+    cdef uint64_t x[4]
+    cdef uint64_t y[4]
+    memcpy(x, a, 8)
+    memcpy(y, b, 8)
+    if x[0] != y[0]:
+        return False
+    if not v6:
+        return True
+    memcpy(&x[1], a + 8, 20)
+    memcpy(&y[1], b + 8, 20)
+    return x[1] == y[1] and x[2] == y[2] and <uint32_t> x[3] == <uint32_t> y[3]
+
+
+cdef inline uint8_t *record_of(const Slots *slots, uint32_t slot) noexcept nogil:
+    return slots.addresses + <size_t> slot * slots.address_stride
+
+
+cdef bint same_control(const Slots *slots, uint32_t a, uint32_t b) noexcept nogil:
+    """Whether two slots ask for the same transmit metadata, so that one message can carry both."""
+    cdef uint32_t i
+    if slots.ecn != NULL and slots.ecn[a] != slots.ecn[b]:
+        return False
+    if slots.ttl != NULL and slots.ttl[a] != slots.ttl[b]:
+        return False
+    if slots.times != NULL and slots.times[a] != slots.times[b]:
+        return False
+    if slots.local_hosts != NULL:
+        if slots.interfaces[a] != slots.interfaces[b]:
+            return False
+        for i in range(slots.host_size):
+            if slots.local_hosts[a * slots.host_size + i] != slots.local_hosts[b * slots.host_size + i]:
+                return False
+    return True
+
+
+cdef inline uint32_t plan_messages(OsUdpSocket self, OsTxBatch batch, FramePool pool, OsUdpEndpoint endpoint,
+                                   uint32_t first, uint32_t most, Refusal *refusal, const bint to_endpoint, const bint gso,
+                                   const bint control) noexcept nogil:
+    """Turn pending slots, from `first`, into at most `most` messages; returns how many there are.
+
+    Stops before a slot that cannot be sent and says why. The flags are constants at every call, so each combination
+    compiles to a loop of its own. Lengths are the caller's to write at any time, from any thread: each is read once,
+    checked, and only the checked value used.
+    """
+    cdef Slots *slots = &batch.slots
+    cdef iovec *vectors = batch.vectors
+    cdef mmsghdr *message
+    cdef Planned *planned
+    cdef uint8_t *record
+    cdef uint8_t *buffer
+    cdef TxControl wanted
+    cdef uint64_t offset
+    cdef size_t used
+    cdef uint32_t slot = first, messages = 0, vector = 0, run, length, next_length, size, total, step, within
+    cdef uint16_t port
+    cdef uint8_t *end
+    while slot < batch.tail and messages < most:
+        length = slots.lengths[slot]
+        offset = slots.offsets[slot]
+        if offset < lowest_start(pool, slots.frames[slot]) or offset + length > chunk_end(pool, slots.frames[slot]):
+            refusal[0] = OUTSIDE_FRAME
+            break
+        if to_endpoint:
+            record = endpoint.record
+            size = endpoint.segment_size
+            if endpoint.payload_len >= 0 and length != <uint64_t> endpoint.payload_len:
+                refusal[0] = WRONG_LENGTH
+                break
+        else:
+            record = record_of(slots, slot)
+            size = slots.segment_sizes[slot]
+            memcpy(&port, record + PORT_OFFSET, 2)
+            if port == 0:
+                if not self.connected:
+                    refusal[0] = NO_DESTINATION
+                    break
+                record = NULL
+        step, within, run = length, 0, 1
+        if size and size < length:
+            # One packet that leaves as several datagrams: as many per message as one large send takes.
+            step = size
+            if gso and size <= self.gso_limit:
+                step = size * min(self.gso_segments, max(MAX_LARGE_SEND // size, 1))
+        while True:
+            message = &batch.messages[messages]
+            planned = &batch.planned[messages]
+            total = min(step, length - within)
+            vectors[vector].iov_base = pool.base + offset + within
+            vectors[vector].iov_len = total
+            message.msg_hdr.msg_iov = &vectors[vector]
+            message.msg_hdr.msg_iovlen = 1
+            vector += 1
+            within += total
+            planned.slots = 1 if within == length else 0
+            planned.datagrams, planned.segment_size = 1, 0
+            if size and size < total:
+                planned.segment_size = size
+                planned.datagrams = (total + size - 1) // size
+            elif gso and step == length and 0 < length <= self.gso_limit:
+                # A run of packets of one length (the last may be shorter) to one peer: one large send.
+                end = pool.base + offset + length
+                while run < self.gso_segments and slot + run < batch.tail:
+                    next_length = slots.lengths[slot + run]
+                    offset = slots.offsets[slot + run]
+                    if not 0 < next_length <= length or total + next_length > MAX_LARGE_SEND:
+                        break
+                    if (offset < lowest_start(pool, slots.frames[slot + run])
+                            or offset + next_length > chunk_end(pool, slots.frames[slot + run])):
+                        break
+                    if to_endpoint:
+                        if endpoint.payload_len >= 0 and next_length != length:
+                            break
+                        if size and size < next_length:
+                            break
+                    else:
+                        if slots.segment_sizes[slot + run] and slots.segment_sizes[slot + run] < next_length:
+                            break
+                        if not same_record(record_of(slots, slot), record_of(slots, slot + run), slots.v6):
+                            break
+                    if control and not same_control(slots, slot, slot + run):
+                        break
+                    if pool.base + offset == end:
+                        vectors[vector - 1].iov_len += next_length
+                    else:
+                        vectors[vector].iov_base = pool.base + offset
+                        vectors[vector].iov_len = next_length
+                        message.msg_hdr.msg_iovlen += 1
+                        vector += 1
+                    end = pool.base + offset + next_length
+                    total += next_length
+                    run += 1
+                    if next_length < length:
+                        break
+                if run > 1:
+                    planned.segment_size, planned.datagrams, planned.slots = length, run, run
+            planned.bytes = total
+            message.msg_hdr.msg_name = record
+            message.msg_hdr.msg_namelen = 0 if record == NULL else RECORD_V6 if slots.v6 else RECORD_V4
+            message.msg_hdr.msg_control = NULL
+            message.msg_hdr.msg_controllen = 0
+            if control or (gso and planned.segment_size) or to_endpoint:
+                buffer = batch.controls + <size_t> messages * TX_CONTROL_SIZE
+                used = 0
+                if to_endpoint and endpoint.control_size:
+                    used = endpoint.control_size
+                    if planned.segment_size:
+                        memcpy(buffer, endpoint.control, used)
+                    else:
+                        buffer = endpoint.control
+                elif control:
+                    wanted.source_host = NULL
+                    wanted.interface, wanted.departure_time, wanted.ecn, wanted.ttl = 0, 0, ECN_DEFAULT, 0
+                    wanted.tos = self.tos
+                    if slots.local_hosts != NULL:
+                        wanted.source_host = slots.local_hosts + <size_t> slot * slots.host_size
+                        wanted.interface = slots.interfaces[slot]
+                    if slots.ecn != NULL:
+                        wanted.ecn = slots.ecn[slot]
+                    if slots.ttl != NULL:
+                        wanted.ttl = slots.ttl[slot]
+                    if slots.times != NULL:
+                        wanted.departure_time = slots.times[slot]
+                    used = write_control(buffer, &wanted, record if record != NULL else self.peer, slots.v6)
+                if planned.segment_size:
+                    used = append_segment_size(buffer, used, <uint16_t> planned.segment_size)
+                if used:
+                    message.msg_hdr.msg_control = buffer
+                    message.msg_hdr.msg_controllen = used
+            messages += 1
+            if within >= length or messages == most:
+                break
+        if planned.slots == 0:
+            break           # the messages ran out within a packet
+        slot += run
+    return messages
+
+
+@cython.final
+cdef class OsUdpEndpoint:
+    """A peer with its address and control messages ready: made by `OsUdpSocket.prepare_udp_endpoint`. Serves every
+    socket of the same family and metadata-independent options; immutable, any thread may use it."""
+
+    def __init__(self):
+        raise TypeError("endpoints are made by OsUdpSocket.prepare_udp_endpoint(UdpEndpointSpec(remote=...))")
+
+    def __repr__(self):
+        return f"<OsUdpEndpoint {self.spec}>"
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class OsUdpSocket:
+    """A UDP socket of the operating system that moves batches. Make one with `bind`, `connect` or `from_socket`; the
+    keyword options of all three are those of `OsUdpOptions`.
+
+    Linux 4.18 or later (recvmmsg, SO_MEMINFO, UDP GSO); what is newer degrades as the package's docstring says. Thread
+    rules: any thread may call anything at any time. One batch serves one call at a time: a second one is refused with
+    `Error`. `close` during a call of another thread takes effect at once for new calls, and for the descriptor when
+    that call returns.
+    """
+
+    def __init__(self):
+        raise TypeError("make an OsUdpSocket with bind(), connect() or from_socket()")
+
+    @staticmethod
+    def bind(address, **options):
+        """A socket bound to `address`: ("host", port), "host:port" or "[v6]:port"; port 0 lets the kernel choose.
+
+        "[::]:port" serves IPv4 too, unless ``v6only=True``. Raises `ConfigError`, `CapabilityError`, or `Error` with
+        the kernel's errno (EADDRINUSE, EADDRNOTAVAIL, EACCES).
+        """
+        cdef OsUdpSocket self = OsUdpSocket.__new__(OsUdpSocket)
+        checked = os_options.CheckedOptions.check(options)
+        self.open(os_options.open_bound(address, checked), checked)
+        return self
+
+    @staticmethod
+    def connect(remote, *, local=None, **options):
+        """A socket connected to `remote`: it sends there by default, receives only from there, and hears of ICMP
+        errors. `local` binds it first. Raises as `bind`."""
+        cdef OsUdpSocket self = OsUdpSocket.__new__(OsUdpSocket)
+        checked = os_options.CheckedOptions.check(options)
+        self.open(os_options.open_connected(remote, local, checked), checked)
+        return self
+
+    @staticmethod
+    def from_socket(socket, **options):
+        """Adopt a `socket.socket`, which is detached: its descriptor belongs to the new object. What only takes
+        effect at bind (reuse_port, reuse_address, v6only) is refused. Raises as `bind`; on an error the given socket
+        still owns its descriptor."""
+        cdef OsUdpSocket self = OsUdpSocket.__new__(OsUdpSocket)
+        checked = os_options.CheckedOptions.check(options)
+        self.open(os_options.adopt(socket, checked), checked)
+        return self
+
+    cdef int open(self, object sock, object options) except -1:
+        """Take over a standard socket that has its options."""
+        # From here on the descriptor belongs to `descriptor`; the standard object is a view that must not close it.
+        self.descriptor = Descriptor(sock.fileno(), "socket")
+        self.socket = sock
+        self.v6 = sock.family == stdlib_socket.AF_INET6
+        self.options, self.metadata = options, options.metadata
+        self.pool = options.make_pool()
+        self._driver = options.driver(self.descriptor, min_batch=options.min_batch, max_wait=options.max_wait)
+        self.gro = options.gro
+        self.control = options.gro or bool(options.metadata & RECV_METADATA)
+        self.per_slot_control = bool(options.metadata & SEND_METADATA)
+        self.batch_calls = options.batch_calls
+        self.raise_icmp = options.icmp_errors == "raise"
+        self.tos = (sock.getsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_TCLASS) if self.v6 else
+                    sock.getsockopt(stdlib_socket.IPPROTO_IP, stdlib_socket.IP_TOS))
+        self.gso_support, self.gso_segments, self.gso_limit = Support.NO, 1, NO_LIMIT
+        if options.gso and options.batch_calls:
+            self.gso_support, self.gso_segments = probe_gso(self.v6)
+        try:
+            write_record(self.peer, self.v6, sock.getpeername(), "peer")
+            self.connected = True
+        except OSError:
+            pass
+        return 0
+
+    def __dealloc__(self):
+        if self.socket is not None:
+            self.socket.detach()
+
+    def __repr__(self):
+        return f"<OsUdpSocket closed>" if self.descriptor.closed else f"<OsUdpSocket {self.local_address}>"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def close(self):
+        """Close the socket; whoever waits on its driver is woken with `Error`. Batches and packets stay readable.
+        Again is nothing."""
+        self.descriptor.close()
+
+    @property
+    def closed(self):
+        return self.descriptor.closed
+
+    def fileno(self):
+        """The descriptor, -1 once closed."""
+        return self.descriptor.fileno()
+
+    @property
+    def driver(self):
+        """How to wait: a `WaitDriver` or a `BusyPollDriver`, as chosen."""
+        return self._driver
+
+    @property
+    def local_address(self):
+        """(host, port) that the socket is bound to."""
+        return self._ask(lambda sock: sock.getsockname()[:2])
+
+    @property
+    def remote_address(self):
+        """(host, port) that the socket is connected to, or None."""
+        return self._ask(lambda sock: sock.getpeername()[:2]) if self.connected else None
+
+    @property
+    def recv_buffer_size(self):
+        """Bytes of the receive buffer in force, as the kernel charges them."""
+        return self._ask(lambda sock: sock.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_RCVBUF))
+
+    @property
+    def send_buffer_size(self):
+        """Bytes of the send buffer in force, as the kernel charges them."""
+        return self._ask(lambda sock: sock.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF))
+
+    @property
+    def path_mtu(self):
+        """The kernel's present path MTU towards the peer of a connected socket, bytes of the IP packet."""
+        return self._ask(os_options.path_mtu)
+
+    def _ask(self, question):
+        """Something of the standard socket, while the descriptor is sure to be ours."""
+        self.descriptor.enter()
+        try:
+            return question(self.socket)
+        finally:
+            self.descriptor.leave()
+
+    def join(self, group, *, interface=None, source=None):
+        """Receive what is sent to a multicast group, on one interface (the system's choice without), from one source
+        only where it is given. Raises `ConfigError`, or `Error` with the kernel's errno."""
+        self._ask(lambda sock: os_options.membership(sock, group, interface, source, join=True))
+
+    def leave(self, group, *, interface=None, source=None):
+        """Undo a `join` with the same arguments."""
+        self._ask(lambda sock: os_options.membership(sock, group, interface, source, join=False))
+
+    def capabilities(self):
+        """What this socket can do, as built and as found: a `UdpCapabilities`."""
+        return UdpCapabilities(
+            batch_calls=self.batch_calls,
+            gso=self.gso_support,
+            gro=probe_gro(self.v6) if self.gro else Support.NO,
+            max_gso_segments=self.gso_segments,
+            max_payload=min(self.pool.tx_chunk - self.pool.tx_payload, 65_507 if not self.v6 else 65_527),
+            recv_metadata=self.metadata & RECV_METADATA,
+            send_metadata=self.metadata & SEND_METADATA,
+        )
+
+    def stats(self):
+        """Counters since the socket was made: a `UdpStats`."""
+        try:
+            drops = self._ask(os_options.kernel_drops)
+        except Error:
+            drops = None
+        c = self.counters
+        return UdpStats(
+            received=c.received, received_bytes=c.received_bytes, sent=c.sent, sent_bytes=c.sent_bytes,
+            truncated=c.truncated, kernel_drops=drops, gso_sends=c.gso_sends, gso_fallbacks=c.gso_fallbacks,
+            stale_errors=c.stale_errors, would_block=c.would_block, frame_shortages=c.frame_shortages,
+        )
+
+    def recv_batch(self, capacity):
+        """Receive storage of `capacity` slots, with the columns that the socket was built to deliver."""
+        return OsRecvBatch(self.pool, capacity, v6=self.v6, metadata=self.metadata & RECV_METADATA,
+                           segment_sizes=self.gro)
+
+    def tx_batch(self, capacity):
+        """Transmit storage of `capacity` slots."""
+        return OsTxBatch(self.pool, capacity, v6=self.v6, metadata=self.metadata & SEND_METADATA, segment_sizes=True)
+
+    def drain_tx_completions(self):
+        """0: a send copies, so frames are home when it returns."""
+        return 0
+
+    def notify_tx(self):
+        """Nothing: `send` has handed everything to the kernel."""
+
+    def prepare_udp_endpoint(self, spec):
+        """Take the address work out of the loop: a `OsUdpEndpoint` for `send_to`. Raises `ConfigError`."""
+        cdef OsUdpEndpoint endpoint = OsUdpEndpoint.__new__(OsUdpEndpoint)
+        cdef TxControl control
+        cdef uint8_t host[16]
+        if not isinstance(spec, UdpEndpointSpec):
+            raise ConfigError(f"prepare_udp_endpoint({spec!r}): give a UdpEndpointSpec")
+        if spec.source_port not in (None, self.local_address[1]):
+            raise ConfigError(f"UdpEndpointSpec.source_port is {spec.source_port}, but an OS socket sends from the port "
+                              f"that it is bound to, {self.local_address[1]}: leave it out, or bind to it")
+        endpoint.spec, endpoint.v6 = spec, self.v6
+        write_record(endpoint.record, self.v6, spec.remote, "UdpEndpointSpec.remote")
+        endpoint.segment_size = spec.gso_size
+        endpoint.payload_len = -1 if spec.payload_len is None else spec.payload_len
+        control.source_host, control.interface, control.departure_time = NULL, 0, 0
+        control.ecn = ECN_DEFAULT if spec.ecn is None else int(spec.ecn)
+        control.ttl, control.tos = spec.ttl or 0, self.tos
+        if spec.source is not None:
+            write_host(host, self.v6, spec.source, "UdpEndpointSpec.source")
+            control.source_host = host
+        endpoint.control_size = write_control(endpoint.control, &control, endpoint.record, self.v6)
+        return endpoint
+
+    def recv(self, OsRecvBatch batch not None):
+        """Replace the batch's contents with what has arrived; returns the number of packets, 0 when there is nothing.
+
+        Never blocks, allocates nothing. Raises `Error` when the socket is closed, every receive frame is taken, or an
+        ICMP error is to be raised; `BufferError` while packets of the batch are viewed; `ConfigError` for a batch of
+        another socket; `DeviceError` for what the kernel says of the device.
+        """
+        cdef uint32_t usable
+        cdef int count, error = 0
+        if batch.pool is not self.pool or batch.slots.v6 != self.v6 or (batch.controls != NULL) != self.control:
+            raise ConfigError("this receive batch belongs to another socket: use one made by this socket's recv_batch")
+        usable = batch.replace()
+        if batch.refilled:
+            batch.aim(usable)
+        if usable < batch.capacity:
+            self.counters.frame_shortages += 1
+        self.descriptor.enter()
+        batch.slots.busy = True
+        with nogil:
+            count = self.receive(batch, usable, &error)
+        batch.slots.busy = False
+        self.descriptor.leave()
+        batch.tail = count
+        self._driver.last_batch = count
+        if error:
+            raise (Error if is_stale(error) else DeviceError)("cannot receive", error)
+        return count
+
+    cdef int receive(self, OsRecvBatch batch, uint32_t usable, int *error) noexcept nogil:
+        """Receive into the first `usable` slots; returns how many were filled. A stale error is counted and the call
+        made again, twice at the most."""
+        cdef Slots *slots = &batch.slots
+        cdef mmsghdr *message
+        cdef uint64_t total_bytes = 0, total = 0
+        cdef uint32_t done = 0, i, last, length, stride, name_size = RECORD_V6 if slots.v6 else RECORD_V4
+        cdef int count, retries = 0
+        cdef int64_t single
+        while done < usable:
+            message = &batch.messages[done]
+            if usable - done == 1 or not self.batch_calls:
+                # One at a time: recvmsg is the shorter way through the kernel.
+                single = recvmsg(self.descriptor.fd, &message.msg_hdr, MSG_DONTWAIT)
+                count = -1 if single < 0 else 1
+                if single >= 0:
+                    message.msg_len = <unsigned int> single
+            else:
+                count = recvmmsg(self.descriptor.fd, message, min(usable - done, MAX_MESSAGES), MSG_DONTWAIT, NULL)
+            if count < 0:
+                if errno == EINTR:
+                    continue
+                if errno == ENOSYS and self.batch_calls:
+                    self.batch_calls = False
+                    continue
+                if errno == EAGAIN:
+                    break
+                if is_stale(errno) and not self.raise_icmp:
+                    self.counters.stale_errors += 1
+                    retries += 1
+                    if retries < 3:
+                        continue
+                    break
+                error[0] = errno
+                break
+            last = done + <uint32_t> count
+            for i in range(done, last):
+                message = &batch.messages[i]
+                length = message.msg_len
+                slots.lengths[i] = length
+                slots.offsets[i] = <uint64_t> (<uint8_t *> message.msg_hdr.msg_iov.iov_base - batch.pool.base)
+                total_bytes += length
+                if message.msg_hdr.msg_flags & MSG_TRUNC:
+                    self.counters.truncated += 1
+                message.msg_hdr.msg_namelen = name_size
+                if self.control:
+                    preset_columns(slots, i, length)
+                    read_control(&message.msg_hdr, slots, i)
+                    message.msg_hdr.msg_controllen = RX_CONTROL_SIZE
+                    if slots.segment_sizes != NULL:
+                        stride = slots.segment_sizes[i]
+                        total += (length + stride - 1) // stride if stride else 1
+            if slots.segment_sizes == NULL:
+                total += count
+            done += count
+            if self.batch_calls and <uint32_t> count < MAX_MESSAGES:
+                break
+        batch.datagram_total = total
+        self.counters.received += total
+        self.counters.received_bytes += total_bytes
+        return done
+
+    def send(self, OsTxBatch batch not None):
+        """Send pending packets to their destinations, from the first on; returns how many the kernel accepted.
+
+        Those are gone from the batch, and their frames are home. Fewer than were pending: the send buffer is full, the
+        rest stays; wait with ``driver.wait_writable()`` and call again. A packet that is refused raises `SendError`
+        with `accepted`, and is then the first pending one. Raises `Error` when closed, `BufferError` while packets
+        are viewed, `ConfigError` for a batch of another socket.
+        """
+        return self.finish_send(batch, self.start_send(batch, None))
+
+    def send_to(self, OsUdpEndpoint endpoint not None, OsTxBatch batch not None):
+        """As `send`, every packet to one prepared endpoint; destinations in the batch do not count."""
+        if endpoint.v6 != self.v6:
+            raise ConfigError("this endpoint was prepared by a socket of the other family")
+        return self.finish_send(batch, self.start_send(batch, endpoint))
+
+    cdef Outcome start_send(self, OsTxBatch batch, OsUdpEndpoint endpoint) except *:
+        cdef Outcome outcome
+        if batch.pool is not self.pool or batch.slots.v6 != self.v6:
+            raise ConfigError("this transmit batch belongs to another socket: use one made by this socket's tx_batch, "
+                              "or open both sockets with the same pool= and of one family")
+        batch.claim()
+        self.descriptor.enter()
+        batch.slots.busy = True
+        with nogil:
+            outcome = self.transmit(batch, endpoint)
+        batch.slots.busy = False
+        self.descriptor.leave()
+        return outcome
+
+    cdef object finish_send(self, OsTxBatch batch, Outcome outcome):
+        """Bring accepted frames home, and say what stopped the rest."""
+        batch.accept(outcome.accepted)
+        if self.counters.gso_fallbacks and not self.gso_logged:
+            self.gso_logged = True
+            log.warning("a large send was refused: this socket now splits %s in software",
+                        "all of them" if self.gso_segments == 1 else f"segments of more than {self.gso_limit} bytes")
+        if outcome.refusal == ACCEPTABLE and outcome.error == 0:
+            return outcome.accepted
+        slot, length = batch.head, batch.slots.lengths[batch.head]
+        if outcome.refusal == NO_DESTINATION:
+            why = "it has no destination (port 0), and the socket is not connected"
+        elif outcome.refusal == WRONG_LENGTH:
+            why = f"it has {length} bytes, but the endpoint was prepared for payload_len packets only"
+        elif outcome.refusal == OUTSIDE_FRAME:
+            why = f"its length {length} leaves its frame"
+        elif outcome.error == EMSGSIZE:
+            why = (f"its {length} bytes are too many for one datagram here (65,507 over IPv4, 65,527 over IPv6, the MTU "
+                   f"where fragments are not allowed)")
+        else:
+            why = f"{length} bytes to {batch.packet_at(slot).address[0] or self.remote_address or 'the endpoint'}"
+        raise SendError(f"cannot send packet {outcome.accepted}: {why}", outcome.error or EINVAL,
+                        accepted=outcome.accepted)
+
+    cdef uint32_t plan(self, OsTxBatch batch, OsUdpEndpoint endpoint, uint32_t first, uint32_t most, bint segment,
+                       Refusal *refusal) noexcept nogil:
+        """One switch per batch picks the loop; every flag in it is a constant."""
+        cdef bint gso = segment and self.gso_segments > 1
+        if endpoint is not None:
+            if gso:
+                return plan_messages(self, batch, batch.pool, endpoint, first, most, refusal, True, True, False)
+            return plan_messages(self, batch, batch.pool, endpoint, first, most, refusal, True, False, False)
+        if self.per_slot_control:
+            if gso:
+                return plan_messages(self, batch, batch.pool, endpoint, first, most, refusal, False, True, True)
+            return plan_messages(self, batch, batch.pool, endpoint, first, most, refusal, False, False, True)
+        if gso:
+            return plan_messages(self, batch, batch.pool, endpoint, first, most, refusal, False, True, False)
+        return plan_messages(self, batch, batch.pool, endpoint, first, most, refusal, False, False, False)
+
+    cdef int hand_over(self, mmsghdr *messages, uint32_t count) noexcept nogil:
+        """sendmmsg, or one message with sendmsg; returns how many the kernel took, or -1 with errno."""
+        if count == 1 or not self.batch_calls:
+            return -1 if sendmsg(self.descriptor.fd, &messages.msg_hdr, MSG_DONTWAIT) < 0 else 1
+        return sendmmsg(self.descriptor.fd, messages, count, MSG_DONTWAIT)
+
+    cdef Outcome transmit(self, OsTxBatch batch, OsUdpEndpoint endpoint) noexcept nogil:
+        cdef Slots *slots = &batch.slots
+        cdef Counters *counters = &self.counters
+        cdef Planned *planned
+        cdef Outcome outcome
+        cdef uint32_t slot = batch.head, count, at, refused_size = 0
+        cdef int taken, i
+        cdef bint retried = False, segment = True
+        outcome.accepted, outcome.error, outcome.refusal = 0, 0, ACCEPTABLE
+        while slot < batch.tail:
+            # After a refused large send, one plain datagram tells whether it was the size that was refused.
+            count = self.plan(batch, endpoint, slot, MAX_MESSAGES if segment else 1, segment, &outcome.refusal)
+            at = 0
+            while at < count:
+                taken = self.hand_over(&batch.messages[at], count - at)
+                if taken < 0:
+                    break
+                for i in range(taken):
+                    planned = &batch.planned[at + i]
+                    if planned.slots == 0:
+                        slots.offsets[slot] += planned.bytes
+                        slots.lengths[slot] -= planned.bytes
+                    slot += planned.slots
+                    counters.sent += planned.datagrams
+                    counters.sent_bytes += planned.bytes
+                    counters.gso_sends += planned.segment_size != 0
+                at += taken
+            if at == count:
+                if refused_size:
+                    self.segments_refused(refused_size, outcome.error)
+                    refused_size, segment, outcome.error = 0, True, 0
+                if outcome.refusal != ACCEPTABLE:
+                    break
+                continue
+            outcome.refusal = ACCEPTABLE        # whatever is wrong with a later slot, an earlier one failed first
+            if errno == EINTR:
+                continue
+            if errno == ENOSYS and self.batch_calls and count - at > 1:
+                self.batch_calls = False
+                self.gso_segments = 1
+                continue
+            if errno == EAGAIN:
+                counters.would_block += 1
+                outcome.error = 0
+                break
+            if batch.planned[at].segment_size and (errno == EIO or errno == EINVAL or errno == EMSGSIZE):
+                refused_size, segment, outcome.error = batch.planned[at].segment_size, False, errno
+                continue
+            if is_stale(errno) and not retried and not self.raise_icmp:
+                retried = True
+                counters.stale_errors += 1
+                continue
+            outcome.error = errno
+            break
+        outcome.accepted = slot - batch.head
+        return outcome
+
+    cdef void segments_refused(self, uint32_t size, int error) noexcept nogil:
+        """Segments of `size` bytes did not go together, but one did alone. If it can have been too large for a link,
+        smaller ones may still go; otherwise there is no segmentation on this way, and it is not tried again."""
+        self.counters.gso_fallbacks += 1
+        if error != EIO and size > ALWAYS_FITS:
+            self.gso_limit = size - 1
+        else:
+            self.gso_segments = 1
+            with gil:
+                self.gso_support = Support.NO
+
+
+cdef inline void preset_columns(Slots *slots, uint32_t slot, uint32_t length) noexcept nogil:
+    """What a datagram has of which the kernel says nothing."""
+    if slots.segment_sizes != NULL:
+        slots.segment_sizes[slot] = length
+    if slots.ecn != NULL:
+        slots.ecn[slot] = 0
+    if slots.ttl != NULL:
+        slots.ttl[slot] = 0
+    if slots.times != NULL:
+        slots.times[slot] = 0
+    if slots.local_hosts != NULL:
+        memset(slots.local_hosts + <size_t> slot * slots.host_size, 0, slots.host_size)
+        slots.interfaces[slot] = 0

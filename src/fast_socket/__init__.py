@@ -1,13 +1,13 @@
 """Fast Socket: high-rate packet I/O, one socket API over OS UDP sockets, AF_XDP queues and what comes after.
 
-    import fast_socket as fs
+import fast_socket as fs
 
-    with fs.OsUdpSocket.bind("0.0.0.0:9000") as sock:           # a pong server
-        rx, tx = sock.recv_batch(256), sock.tx_batch(256)
-        while sock.driver.wait(timeout=1.0):
-            sock.recv(rx)
-            tx.take_from(rx)                                    # the same frames, back to each sender, no copy
-            sock.send(tx)
+with fs.OsUdpSocket.bind("0.0.0.0:9000") as sock:           # a pong server
+    rx, tx = sock.recv_batch(256), sock.tx_batch(256)
+    while sock.driver.wait(timeout=1.0):
+        sock.recv(rx)
+        tx.take_from(rx)                                    # the same frames, back to each sender, no copy
+        sock.send(tx)
 """
 
 from fast_socket.core.addresses import parse_address

@@ -97,7 +97,7 @@ def device_queue_affinity(device: str) -> tuple[QueueAffinity, ...]:
         except OSError:
             present = []
         raise ConfigError(f"no device {device!r} here; there are {', '.join(present) or 'none'}")
-    queues = sum(1 for entry in (sysfs / "queues").glob("rx-*"))
+    queues = len(list((sysfs / "queues").glob("rx-*")))
     usable = available_cpus()
     try:
         node = NumaNode(int((sysfs / "device" / "numa_node").read_text()))

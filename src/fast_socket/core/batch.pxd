@@ -9,6 +9,7 @@ cdef class Batch:
     cdef readonly FramePool pool
     cdef readonly uint32_t capacity
     cdef readonly object metadata
+    cdef unsigned int mask          # its value, for the socket to compare
     cdef Slots slots
     cdef uint32_t head              # the first slot that counts: transmit slots before it are sent
     cdef uint32_t tail

@@ -14,7 +14,7 @@ Thread rules: one thread at a time. A second one that touches a batch while a sy
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyBUF_SIMPLE, PyObject_CheckBuffer, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyBUF_SIMPLE, PyObject_GetBuffer
 from cpython.ref cimport Py_REFCNT
 from libc.errno cimport ENOBUFS
 from libc.stddef cimport size_t
@@ -26,7 +26,7 @@ from fast_socket.core.addresses cimport (
     write_record,
 )
 from fast_socket.core.frames cimport FramePool, NO_FRAME, Slots, chunk_end, packet_start, put_frame
-from fast_socket.core.memory cimport Column, Region, column
+from fast_socket.core.memory cimport Region, column as make_column
 from fast_socket.core.packet cimport PacketBuffer, packet_in_batch
 
 from fast_socket.core.errors import BufferTakenError, ConfigError, Error
@@ -52,15 +52,17 @@ cdef class Batch:
     ``batch[i]`` and iteration give `PacketBuffer` handles; iteration passes over slots whose packet was taken.
     """
 
-    def __cinit__(self, FramePool pool not None, capacity, *, bint v6, metadata=Metadata.NONE, bint segment_sizes=False):
+    def __cinit__(self, FramePool pool not None, capacity, *, bint v6, metadata=Metadata.NONE,
+                  bint segment_sizes=False):
         cdef Slots *slots = &self.slots
-        cdef size_t n, size = 0
+        cdef size_t n
         cdef uint8_t *base
         if not isinstance(capacity, int) or isinstance(capacity, bool) or not 1 <= capacity <= MAX_CAPACITY:
             raise ConfigError(f"batch capacity is {capacity!r}: give an int from 1 to {MAX_CAPACITY}")
         self.pool = pool
         self.capacity = n = capacity
         self.metadata = metadata
+        self.mask = metadata.value
         slots.v6 = v6
         slots.address_stride = STRIDE_V6 if v6 else STRIDE_V4
         slots.host_size = 16 if v6 else 4
@@ -141,10 +143,7 @@ cdef class Batch:
         return self.packet_at(self.head + <uint32_t> at)
 
     def __iter__(self):
-        cdef BatchIterator iterator = BatchIterator.__new__(BatchIterator)
-        iterator.batch = self
-        iterator.slot = self.head
-        return iterator
+        return BatchIterator(self)
 
     cdef object packet_at(self, uint32_t slot):
         cdef PacketBuffer packet
@@ -168,7 +167,8 @@ cdef class Batch:
         whole = self.columns.get(name)
         if whole is None:
             import numpy
-            whole = numpy.asarray(column(self.block, base, dtype, itemsize, self.capacity, stride, width, readonly))
+            whole = numpy.asarray(make_column(self.block, base, dtype, itemsize, self.capacity, stride, width,
+                                              readonly))
             self.columns[name] = whole
         return whole[self.head:self.tail]
 
@@ -204,6 +204,7 @@ cdef class Batch:
 
         Zero where the packet is shorter or was taken. Raises `ConfigError` for a negative offset.
         """
+        offset = int(offset)
         self.require_idle()
         return gather_fields(self.pool, self.slots.frames + self.head, self.slots.offsets + self.head,
                              self.slots.lengths + self.head, self.tail - self.head, offset, dtype)
@@ -224,7 +225,9 @@ cdef object gather_fields(FramePool pool, uint32_t *frames, uint64_t *offsets, u
                        PyBUF_SIMPLE)
     try:
         for i in range(count if size else 0):
-            if (frames == NULL or frames[i] != NO_FRAME) and at + size <= lengths[i]:
+            # Lengths of a transmit batch are anybody's to write: the region is the bound that cannot be moved.
+            if ((frames == NULL or frames[i] != NO_FRAME) and at + size <= lengths[i]
+                    and offsets[i] + at + size <= pool.memory.size):
                 memcpy(<uint8_t *> target.buf + i * size, pool.base + offsets[i] + at, size)
     finally:
         PyBuffer_Release(&target)
@@ -242,6 +245,9 @@ cdef uint64_t check_field_offset(object offset) except? 0xFFFFFFFFFFFFFFFF:
 cdef class BatchIterator:
     cdef Batch batch
     cdef uint32_t slot
+
+    def __cinit__(self, Batch batch not None):
+        self.batch, self.slot = batch, batch.head
 
     def __iter__(self):
         return self
@@ -410,7 +416,7 @@ cdef class Datagrams:
     no copy, use the columns with ``batch.memory``. Valid until the batch is received into again, or the packet is
     taken or trimmed: then `BufferTakenError`."""
 
-    def __init__(self, RecvBatch batch not None):
+    def __cinit__(self, RecvBatch batch not None):
         import numpy
         cdef Slots *source = &batch.slots
         cdef uint32_t i, stride, left
@@ -441,8 +447,8 @@ cdef class Datagrams:
                     break
                 left -= stride
                 offset += stride
-        for column in (self.slots, self.offsets, self.lengths):
-            column.flags.writeable = False
+        for made in (self.slots, self.offsets, self.lengths):
+            made.flags.writeable = False
 
     cdef int require_current(self) except -1:
         self.batch.require_idle()
@@ -510,6 +516,10 @@ cdef class TxBatch(Batch):
 
     Room that a partial send frees returns when the batch is drained; `discard` drains it without sending.
     """
+
+    def __cinit__(self, FramePool pool not None, capacity, *, bint v6, metadata=Metadata.NONE,
+                  bint segment_sizes=False):
+        self.slots.transmit = True
 
     cdef void rewind(self) noexcept:
         """A drained batch starts again at its first slot; the handles of its past are stale."""
@@ -643,13 +653,14 @@ cdef class TxBatch(Batch):
         each. Sets the lengths. Raises `ConfigError` where a row is missing or a frame too small."""
         cdef Py_buffer source
         cdef Slots *slots = &self.slots
-        cdef uint32_t i, count = self.tail - self.head
+        cdef uint32_t i, count
         cdef size_t size, step = 0
         cdef uint64_t start
         cdef const uint8_t *data
-        self.claim()
         PyObject_GetBuffer(payload, &source, PyBUF_C_CONTIGUOUS)
         try:
+            self.claim()
+            count = self.tail - self.head
             size = source.len
             if source.ndim == 2:
                 if <uint32_t> source.shape[0] != count:
@@ -677,12 +688,13 @@ cdef class TxBatch(Batch):
         """
         cdef Py_buffer source
         cdef Slots *slots = &self.slots
-        cdef uint32_t i, count = self.tail - self.head
+        cdef uint32_t i, count
         cdef uint64_t at = check_field_offset(offset)
         cdef size_t size
-        self.claim()
         PyObject_GetBuffer(values, &source, PyBUF_C_CONTIGUOUS)
         try:
+            self.claim()
+            count = self.tail - self.head
             if source.ndim != 1 or source.shape[0] != count:
                 raise ConfigError(f"scatter: give a 1-D array of {count} values, one for each pending packet")
             size = source.itemsize
@@ -697,6 +709,7 @@ cdef class TxBatch(Batch):
             PyBuffer_Release(&source)
 
     cdef int require_room(self) except -1:
+        self.require_idle()
         if self.tail == self.capacity:
             raise Error(f"the transmit batch is full, {self.tail - self.head} of {self.capacity} slots are pending: "
                         f"send it first", ENOBUFS)
@@ -711,23 +724,21 @@ cdef class TxBatch(Batch):
         `BufferError` while the packet is viewed. On an error nothing has changed.
         """
         cdef uint8_t record[STRIDE_V6]
-        cdef uint32_t slot = self.tail
+        cdef uint32_t slot
         cdef PacketBuffer packet
-        cdef uint64_t *offset
-        cdef uint32_t *length
         cdef Py_buffer source
         cdef uint64_t capacity
-        self.require_idle()
-        self.require_room()
         if to is not None:
             write_record(record, self.slots.v6, to, "destination")
         if isinstance(data, PacketBuffer) and (<PacketBuffer> data).pool is self.pool:
             packet = data
-            packet.locate_unexported(&offset, &length)
+            packet.locate_unexported()
+            self.require_room()
             if to is None and packet.address[1]:
                 write_record(record, self.slots.v6, packet.address, "destination")
                 to = True
             packet.detach()
+            slot = self.tail
             self.clear_slots(slot, 1)
             self.slots.frames[slot], packet.frame = packet.frame, NO_FRAME
             self.slots.offsets[slot], self.slots.lengths[slot] = packet.offset, packet.length
@@ -737,6 +748,9 @@ cdef class TxBatch(Batch):
         else:
             PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
             try:
+                # Only now, because giving its buffer may have run anybody's code.
+                self.require_room()
+                slot = self.tail
                 capacity = self.pool.tx_chunk - self.pool.tx_payload
                 if <uint64_t> source.len > capacity:
                     raise ConfigError(f"a payload of {source.len} bytes does not fit a frame of {capacity}: choose a "

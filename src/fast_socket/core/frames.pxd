@@ -21,6 +21,7 @@ cdef struct Slots:
     int64_t *times              # receive timestamps or departure times
     uint32_t *segment_sizes     # receive: GRO stride; transmit: GSO segment size, 0 for none
     bint v6
+    bint transmit
     uint32_t address_stride
     uint32_t host_size
     uint32_t vacant             # slots whose frame was taken away since the last receive

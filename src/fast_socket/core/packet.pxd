@@ -16,8 +16,8 @@ cdef struct PacketMeta:
 
 
 cdef class Packet:
-    # In a batch: slots points to its columns, which hold offset and length. Owned: slots is NULL and frame is set.
-    # Stale: neither.
+    # In a batch: slots points to its columns, and offset and length are a checked copy that locate() refreshes.
+    # Owned: slots is NULL and frame is set. Stale: neither.
     cdef FramePool pool
     cdef Slots *slots
     cdef uint64_t epoch
@@ -31,7 +31,9 @@ cdef class Packet:
     cdef unsigned int present       # which columns the batch had
     cdef PacketMeta meta_copy
 
-    cdef int locate(self, uint64_t **offset, uint32_t **length) except -1
+    cdef int locate(self) except -1
+    cdef void load(self) noexcept
+    cdef uint8_t *record(self) noexcept
     cdef int detach(self) except -1
     cdef void forget(self) noexcept
     cdef const uint8_t *bounded(self, object start, Py_ssize_t size) except NULL
@@ -39,7 +41,8 @@ cdef class Packet:
 
 @cython.final
 cdef class PacketBuffer(Packet):
-    cdef int locate_unexported(self, uint64_t **offset, uint32_t **length) except -1
+    cdef int locate_unexported(self) except -1
+    cdef void store(self) noexcept
     cdef int _grow(self, object data, bint front) except -1
     cdef int _trim(self, object size, bint front) except -1
 

@@ -12,7 +12,7 @@ under it raises `BufferError`; the view itself keeps the packet, and the packet 
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo, PyObject_GetBuffer, PyBuffer_Release, PyBUF_SIMPLE
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
 from fast_socket.core.addresses cimport read_host, read_record, write_record
@@ -64,39 +64,51 @@ cdef class Packet:
         if self.slots == NULL and self.frame != NO_FRAME:
             put_frame(self.pool, self.frame)
 
-    cdef int locate(self, uint64_t **offset, uint32_t **length) except -1:
-        """Where the packet's place is recorded. Raises BufferTakenError for a stale handle."""
+    cdef int locate(self) except -1:
+        """Refresh offset and length. Raises BufferTakenError for a stale handle."""
         cdef Slots *slots = self.slots
         if slots != NULL:
             if slots.busy:
                 raise Error("another thread is sending or receiving this packet's batch: wait until it returns")
             if slots.epoch == self.epoch and slots.frames[self.slot] == self.frame:
-                offset[0] = &slots.offsets[self.slot]
-                length[0] = &slots.lengths[self.slot]
+                self.load()
                 return 0
         elif self.frame != NO_FRAME:
-            offset[0] = &self.offset
-            length[0] = &self.length
             return 0
         raise BufferTakenError(
             "this packet is gone: it was sent, taken, released, or replaced by a later receive; take() keeps one"
         )
 
+    cdef void load(self) noexcept:
+        """Copy offset and length out of the columns. Anybody may write any length into those of a transmit batch, at
+        any time, so the copy is cut to the frame, and only the copy is used."""
+        cdef uint64_t end = chunk_end(self.pool, self.frame)
+        self.offset = self.slots.offsets[self.slot]
+        self.length = self.slots.lengths[self.slot]
+        if self.offset + self.length > end:
+            self.length = <uint32_t> (end - self.offset)
+
+    cdef uint8_t *record(self) noexcept:
+        """The peer's address record."""
+        if self.slots == NULL:
+            return &self.meta_copy.address[0]
+        return self.slots.addresses + <size_t> self.slot * self.slots.address_stride
+
     cdef int detach(self) except -1:
         """Make the packet own its frame: after this no batch knows it."""
-        cdef uint64_t *offset
-        cdef uint32_t *length
-        self.locate(&offset, &length)
-        if self.slots != NULL:
-            self.offset, self.length = offset[0], length[0]
-            self.present = columns_of(self.slots)
-            copy_meta(self.slots, self.slot, &self.meta_copy)
-            self.slots.frames[self.slot] = NO_FRAME
-            self.slots.vacant += 1
-            self.slots.exports -= self.exports
-            packets = <list> self.slots.packets
-            self.slots = NULL
-            packets[self.slot] = None
+        self.locate()
+        if self.slots == NULL:
+            return 0
+        if self.slots.transmit:
+            raise ConfigError("a packet of a transmit batch stays there until it is sent or discarded")
+        self.present = columns_of(self.slots)
+        copy_meta(self.slots, self.slot, &self.meta_copy)
+        self.slots.frames[self.slot] = NO_FRAME
+        self.slots.vacant += 1
+        self.slots.exports -= self.exports
+        packets = <list> self.slots.packets
+        self.slots = NULL
+        packets[self.slot] = None
         return 0
 
     cdef void forget(self) noexcept:
@@ -104,7 +116,7 @@ cdef class Packet:
         if self.slots == NULL:
             return
         if self.exports and self.slots.epoch == self.epoch and self.slots.frames[self.slot] == self.frame:
-            self.offset, self.length = self.slots.offsets[self.slot], self.slots.lengths[self.slot]
+            self.load()
             self.present = columns_of(self.slots)
             copy_meta(self.slots, self.slot, &self.meta_copy)
             self.slots.frames[self.slot] = NO_FRAME
@@ -113,10 +125,8 @@ cdef class Packet:
         self.slots = NULL
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
-        cdef uint64_t *offset
-        cdef uint32_t *length
-        self.locate(&offset, &length)
-        PyBuffer_FillInfo(buffer, self, self.pool.base + offset[0], length[0], self.frozen, flags)
+        self.locate()
+        PyBuffer_FillInfo(buffer, self, self.pool.base + self.offset, self.length, self.frozen, flags)
         self.exports += 1
         if self.slots != NULL:
             self.slots.exports += 1
@@ -127,16 +137,12 @@ cdef class Packet:
             self.slots.exports -= 1
 
     def __len__(self):
-        cdef uint64_t *offset
-        cdef uint32_t *length
-        self.locate(&offset, &length)
-        return length[0]
+        self.locate()
+        return self.length
 
     def __bytes__(self):
-        cdef uint64_t *offset
-        cdef uint32_t *length
-        self.locate(&offset, &length)
-        return (<char *> self.pool.base + offset[0])[:length[0]]
+        self.locate()
+        return (<char *> self.pool.base + self.offset)[:self.length]
 
     def __repr__(self):
         try:
@@ -145,13 +151,11 @@ cdef class Packet:
             return f"<{type(self).__name__}, gone>"
 
     cdef const uint8_t *bounded(self, object start, Py_ssize_t size) except NULL:
-        cdef uint64_t *offset
-        cdef uint32_t *length
         cdef Py_ssize_t at = start
-        self.locate(&offset, &length)
-        if at < 0 or size < 0 or at > <Py_ssize_t> length[0] - size:
-            raise IndexError(f"{size} bytes at offset {at} are not inside a packet of {length[0]} bytes")
-        return self.pool.base + offset[0] + at
+        self.locate()
+        if at < 0 or size < 0 or at > <Py_ssize_t> self.length - size:
+            raise IndexError(f"{size} bytes at offset {at} are not inside a packet of {self.length} bytes")
+        return self.pool.base + self.offset + at
 
     def read(self, start, size):
         """`size` bytes from offset `start`. Raises `IndexError` where the packet is shorter."""
@@ -184,30 +188,21 @@ cdef class Packet:
     @property
     def address(self):
         """The peer as (host, port): where it came from, or where it is to go; ("", 0) where none is set."""
-        cdef uint64_t *offset
-        cdef uint32_t *length
-        self.locate(&offset, &length)
-        if self.slots == NULL:
-            return read_record(self.meta_copy.address)
-        return read_record(self.slots.addresses + <size_t> self.slot * self.slots.address_stride)
+        self.locate()
+        return read_record(self.record())
 
     @address.setter
     def address(self, value):
-        cdef uint64_t *offset
-        cdef uint32_t *length
-        self.locate(&offset, &length)
+        self.locate()
         if self.frozen:
             raise TypeError("a frozen packet cannot be changed")
-        write_record(&self.meta_copy.address[0] if self.slots == NULL else
-                     self.slots.addresses + <size_t> self.slot * self.slots.address_stride, self.v6, value, "address")
+        write_record(self.record(), self.v6, value, "address")
 
     def meta(self):
         """This packet's metadata, as far as its socket delivers it: a `UdpRecvMeta`."""
-        cdef uint64_t *offset
-        cdef uint32_t *length
         cdef PacketMeta meta
         cdef unsigned int present = self.present
-        self.locate(&offset, &length)
+        self.locate()
         if self.slots == NULL:
             meta = self.meta_copy
         else:
@@ -235,27 +230,29 @@ cdef class PacketBuffer(Packet):
     sent, taken or replaced raises `BufferTakenError`. Thread rules: one thread at a time.
     """
 
-    cdef int locate_unexported(self, uint64_t **offset, uint32_t **length) except -1:
-        self.locate(offset, length)
+    cdef int locate_unexported(self) except -1:
+        self.locate()
         if self.exports:
             raise BufferError(f"{self.exports} memoryview(s) of this packet exist: release them first")
         return 0
 
+    cdef void store(self) noexcept:
+        """Write a changed offset and length back to where the batch keeps them."""
+        if self.slots != NULL:
+            self.slots.offsets[self.slot] = self.offset
+            self.slots.lengths[self.slot] = self.length
+
     @property
     def headroom(self):
         """Bytes that can be prepended."""
-        cdef uint64_t *offset
-        cdef uint32_t *length
-        self.locate(&offset, &length)
-        return offset[0] - lowest_start(self.pool, self.frame)
+        self.locate()
+        return self.offset - lowest_start(self.pool, self.frame)
 
     @property
     def tailroom(self):
         """Bytes that can be appended."""
-        cdef uint64_t *offset
-        cdef uint32_t *length
-        self.locate(&offset, &length)
-        return chunk_end(self.pool, self.frame) - offset[0] - length[0]
+        self.locate()
+        return chunk_end(self.pool, self.frame) - self.offset - self.length
 
     def prepend(self, data):
         """Put bytes in front. Raises `ConfigError` where the headroom is too small, `BufferError` while viewed."""
@@ -266,21 +263,20 @@ cdef class PacketBuffer(Packet):
         self._grow(data, False)
 
     cdef int _grow(self, object data, bint front) except -1:
-        cdef uint64_t *offset
-        cdef uint32_t *length
         cdef uint64_t room
         cdef Py_buffer source
         PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
         try:
-            self.locate_unexported(&offset, &length)
+            self.locate_unexported()
             room = self.headroom if front else self.tailroom
             if <uint64_t> source.len > room:
                 raise ConfigError(f"{source.len} bytes do not fit: the {'headroom' if front else 'tailroom'} is {room} "
                                   f"bytes; choose a larger one in the BufferLayout")
             if front:
-                offset[0] -= source.len
-            memmove(self.pool.base + offset[0] + (0 if front else length[0]), source.buf, source.len)
-            length[0] += <uint32_t> source.len
+                self.offset -= source.len
+            memmove(self.pool.base + self.offset + (0 if front else self.length), source.buf, source.len)
+            self.length += <uint32_t> source.len
+            self.store()
         finally:
             PyBuffer_Release(&source)
         return 0
@@ -304,28 +300,26 @@ cdef class PacketBuffer(Packet):
         self._trim(size, False)
 
     cdef int _trim(self, object size, bint front) except -1:
-        cdef uint64_t *offset
-        cdef uint32_t *length
         cdef Py_ssize_t cut = size
-        self.locate_unexported(&offset, &length)
-        if not 0 <= cut <= <Py_ssize_t> length[0]:
-            raise IndexError(f"cannot cut {cut} bytes off a packet of {length[0]} bytes")
-        length[0] -= <uint32_t> cut
+        self.locate_unexported()
+        if not 0 <= cut <= <Py_ssize_t> self.length:
+            raise IndexError(f"cannot cut {cut} bytes off a packet of {self.length} bytes")
+        self.length -= <uint32_t> cut
         if front:
-            offset[0] += cut
+            self.offset += cut
+        self.store()
         return 0
 
     def take(self):
-        """Own the packet: it leaves its batch and lives as long as this object. Returns the object itself."""
+        """Own the packet: it leaves its batch and lives as long as this object. Returns the object itself. Raises
+        `ConfigError` for one in a transmit batch, which would be left with a gap."""
         self.detach()
         return self
 
     def release(self):
         """Return the frame to its pool now. Raises `BufferError` while viewed; the handle is gone afterwards."""
-        cdef uint64_t *offset
-        cdef uint32_t *length
         cdef uint32_t frame
-        self.locate_unexported(&offset, &length)
+        self.locate_unexported()
         self.detach()
         frame, self.frame = self.frame, NO_FRAME
         put_frame(self.pool, frame)
@@ -333,10 +327,8 @@ cdef class PacketBuffer(Packet):
     def freeze(self):
         """Give the packet up for an immutable one, without a copy. Raises `BufferError` while viewed, because a
         writable view would still change it."""
-        cdef uint64_t *offset
-        cdef uint32_t *length
         cdef FrozenPacket frozen
-        self.locate_unexported(&offset, &length)
+        self.locate_unexported()
         frozen = FrozenPacket.__new__(FrozenPacket)
         self.detach()
         frozen.pool = self.pool

@@ -10,7 +10,7 @@ late by ``max_wait`` at most. It is off (0) by default, where latency counts.
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EBADF, EINTR, errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from fast_socket.core.errors import ConfigError, Error
 

@@ -32,9 +32,11 @@ class RouteTable(Protocol):
     @property
     def generation(self) -> int:
         """Grows whenever a look-up may answer differently; prepared endpoints compare it."""
+        ...
 
     def lookup(self, destination: IpAddress) -> Route | None:
         """None: there is no route, or it is a blackhole."""
+        ...
 
 
 class NeighborTable(Protocol):
@@ -43,12 +45,15 @@ class NeighborTable(Protocol):
     @property
     def generation(self) -> int:
         """Grows whenever an answer may have changed."""
+        ...
 
     def lookup(self, interface: IfIndex, address: IpAddress) -> bytes | None:
         """Six bytes, or None where the neighbour is not resolved (yet)."""
+        ...
 
     def request(self, interface: IfIndex, address: IpAddress) -> None:
         """Have the neighbour resolved, without waiting for it."""
+        ...
 
 
 class EgressResolver(Protocol[Egress_co]):
@@ -57,6 +62,8 @@ class EgressResolver(Protocol[Egress_co]):
     @property
     def generation(self) -> int:
         """Grows whenever an earlier answer may be stale."""
+        ...
 
     def resolve(self, destination: IpAddress) -> Egress_co | None:
         """None where it cannot be resolved now; the neighbour has been asked for where that is what is missing."""
+        ...

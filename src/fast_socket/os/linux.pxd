@@ -13,7 +13,7 @@ cdef extern from *:
     #include <netinet/ip.h>
     #include <time.h>
     #include <linux/net_tstamp.h>
-    /* glibc before 2.35 lacks these in <netinet/udp.h>; values from include/uapi/linux/udp.h and asm-generic/socket.h */
+    /* Old glibc lacks these; values from include/uapi/linux/udp.h and asm-generic/socket.h. */
     #ifndef SOL_UDP
     #define SOL_UDP 17
     #endif

@@ -17,8 +17,8 @@ from fast_socket.os.linux cimport (
 
 cdef uint8_t *MAPPED = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF]
 
-assert RX_CONTROL_SIZE >= (CMSG_SPACE(sizeof(in6_pktinfo)) + CMSG_SPACE(sizeof(in_pktinfo)) + 5 * CMSG_SPACE(sizeof(int))
-                           + CMSG_SPACE(3 * sizeof(timespec)))
+assert RX_CONTROL_SIZE >= (CMSG_SPACE(sizeof(in6_pktinfo)) + CMSG_SPACE(sizeof(in_pktinfo))
+                           + 5 * CMSG_SPACE(sizeof(int)) + CMSG_SPACE(3 * sizeof(timespec)))
 assert TX_CONTROL_SIZE >= (CMSG_SPACE(sizeof(in6_pktinfo)) + 2 * CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(int64_t))
                            + CMSG_SPACE(sizeof(uint16_t)))
 

@@ -16,7 +16,7 @@ from fast_socket.core.addresses import Address, parse_address
 from fast_socket.core.errors import CapabilityError, ConfigError, Error
 from fast_socket.core.frames import FramePool
 from fast_socket.core.layout import MAX_DATAGRAM, BufferLayout
-from fast_socket.core.metadata import Ecn, Metadata, PathMtu
+from fast_socket.core.metadata import Metadata, PathMtu
 from fast_socket.core.polling import BusyPollDriver, WaitDriver
 
 log = logging.getLogger("fast_socket.os")
@@ -75,7 +75,10 @@ DEFAULT_PAYLOAD = 2048
 
 
 class OsUdpOptions(TypedDict, total=False):
-    """Keyword options of `OsUdpSocket.bind`, `connect` and `from_socket`. All are optional."""
+    """Keyword options of `OsUdpSocket.bind`, `connect` and `from_socket`. All are optional.
+
+    Beside them stands ``driver=WaitDriver`` (the default) or ``driver=BusyPollDriver``, which decides the socket's type.
+    """
 
     gso: bool
     """Coalesce equal-sized runs to one peer into large sends, where the kernel can. Default True (Linux 4.18)."""
@@ -93,8 +96,6 @@ class OsUdpOptions(TypedDict, total=False):
     """Default 2048, 1024 with gro."""
     tx_frames: int
     """Default 2048."""
-    driver: type[WaitDriver] | type[BusyPollDriver]
-    """How `socket.driver` waits. Default `WaitDriver`."""
     min_batch: int
     """With max_wait: hold a wake-up back while receives return fewer packets than this. Default 1."""
     max_wait: float
@@ -150,7 +151,7 @@ class OsUdpOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedOptions:
-    """`OsUdpOptions` with every default filled in and every value checked. Field for field the same."""
+    """`OsUdpOptions` and the driver, with every default filled in and every value checked."""
 
     gso: bool = True
     gro: bool = False
@@ -221,6 +222,8 @@ class CheckedOptions:
         ):
             if getattr(self, name) not in accepted:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}: give one of {accepted}")
+        if not isinstance(self.max_wait, (int, float)) or not 0 <= self.max_wait <= 1:
+            raise ConfigError(f"max_wait is {self.max_wait!r}: give seconds from 0 to 1")
         unavailable = self.metadata & (Metadata.CHECKSUM | Metadata.VLAN)
         if unavailable:
             raise CapabilityError(f"OS sockets cannot deliver {unavailable}: the kernel keeps it; AF_XDP sockets can")

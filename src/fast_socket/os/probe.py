@@ -25,7 +25,9 @@ def probe_gso(v6: bool) -> tuple[Support, int]:
             sender.connect(receiver.getsockname())
             for segments in SEGMENT_LIMITS:
                 try:
-                    sender.sendmsg([bytes(segments)], [(SOL_UDP, UDP_SEGMENT, struct.pack("@H", 1))], socket.MSG_DONTWAIT)
+                    sender.sendmsg(
+                        [bytes(segments)], [(SOL_UDP, UDP_SEGMENT, struct.pack("@H", 1))], socket.MSG_DONTWAIT
+                    )
                 except OSError:
                     continue
                 # A kernel that ignores the message would have sent one datagram of all bytes.

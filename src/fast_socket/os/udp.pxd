@@ -58,8 +58,9 @@ cdef class OsUdpSocket:
     cdef bint v6
     cdef bint connected
     cdef bint gro
-    cdef bint control               # receives carry control messages
-    cdef bint per_slot_control      # sends may carry some, by the batch's columns
+    cdef unsigned int recv_mask     # Metadata that receives deliver
+    cdef unsigned int send_mask     # Metadata that the columns of a transmit batch may ask for
+    cdef int pending_error          # came with packets: the next receive raises it
     cdef bint batch_calls
     cdef bint raise_icmp
     cdef bint gso_logged

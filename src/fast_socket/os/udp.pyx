@@ -26,10 +26,10 @@ from libc.string cimport memcpy, memset
 
 from fast_socket.core.addresses cimport PORT_OFFSET, RECORD_V4, RECORD_V6, write_host, write_record
 from fast_socket.core.frames cimport FramePool, Slots, chunk_end, lowest_start
-from fast_socket.core.polling cimport Descriptor, Driver
+from fast_socket.core.polling cimport Descriptor
 from fast_socket.os.batch cimport MAX_MESSAGES, OsRecvBatch, OsTxBatch, Planned
 from fast_socket.os.linux cimport (
-    AF_INET, AF_INET6, MSG_DONTWAIT, MSG_TRUNC, iovec, mmsghdr, recvmmsg, recvmsg, sendmmsg, sendmsg,
+    MSG_DONTWAIT, MSG_TRUNC, iovec, mmsghdr, recvmmsg, recvmsg, sendmmsg, sendmsg,
 )
 from fast_socket.os.messages cimport (
     ECN_DEFAULT, RX_CONTROL_SIZE, TX_CONTROL_SIZE, TxControl, append_segment_size, read_control, write_control,
@@ -37,6 +37,7 @@ from fast_socket.os.messages cimport (
 
 import logging
 import socket as stdlib_socket
+from types import GenericAlias
 
 from fast_socket.core.capabilities import Support, UdpCapabilities, UdpStats
 from fast_socket.core.endpoint import UdpEndpointSpec
@@ -47,6 +48,16 @@ from fast_socket.os.probe import probe_gro, probe_gso
 
 log = logging.getLogger("fast_socket.os")
 
+cdef extern from *:
+    """
+    /* plan_messages is written once and must compile to a loop for each set of flags. Left to itself the compiler shares
+       one copy that tests the flags for every packet; Cython has no other way to say that it may not. */
+    #if defined(__GNUC__)
+    #undef CYTHON_INLINE
+    #define CYTHON_INLINE __inline__ __attribute__((always_inline))
+    #endif
+    """
+
 cdef enum:
     # 65,535 less the IPv6 and UDP headers: what a large send may carry in either family, in all.
     MAX_LARGE_SEND = 65_487
@@ -54,6 +65,9 @@ cdef enum:
     # refused for the MTU.
     ALWAYS_FITS = 1_232
     NO_LIMIT = 65_535
+
+# Whoever has it may make objects without their public constructors.
+cdef object KEY = object()
 
 RECV_METADATA = (Metadata.ECN | Metadata.LOCAL | Metadata.TTL | Metadata.TIMESTAMP | Metadata.HARDWARE_TIMESTAMP)
 SEND_METADATA = Metadata.ECN | Metadata.LOCAL | Metadata.TTL | Metadata.TXTIME
@@ -102,8 +116,8 @@ cdef bint same_control(const Slots *slots, uint32_t a, uint32_t b) noexcept nogi
 
 
 cdef inline uint32_t plan_messages(OsUdpSocket self, OsTxBatch batch, FramePool pool, OsUdpEndpoint endpoint,
-                                   uint32_t first, uint32_t most, Refusal *refusal, const bint to_endpoint, const bint gso,
-                                   const bint control) noexcept nogil:
+                                   uint32_t first, uint32_t most, Refusal *refusal, const bint to_endpoint,
+                                   const bint gso, const bint control) noexcept nogil:
     """Turn pending slots, from `first`, into at most `most` messages; returns how many there are.
 
     Stops before a slot that cannot be sent and says why. The flags are constants at every call, so each combination
@@ -122,6 +136,10 @@ cdef inline uint32_t plan_messages(OsUdpSocket self, OsTxBatch batch, FramePool 
     cdef uint32_t slot = first, messages = 0, vector = 0, run, length, next_length, size, total, step, within
     cdef uint16_t port
     cdef uint8_t *end
+    # The peer that the socket is connected to needs no name: without one the kernel uses the route it has cached.
+    cdef uint8_t *named = NULL
+    if to_endpoint and not (self.connected and same_record(endpoint.record, self.peer, slots.v6)):
+        named = endpoint.record
     while slot < batch.tail and messages < most:
         length = slots.lengths[slot]
         offset = slots.offsets[slot]
@@ -129,7 +147,7 @@ cdef inline uint32_t plan_messages(OsUdpSocket self, OsTxBatch batch, FramePool 
             refusal[0] = OUTSIDE_FRAME
             break
         if to_endpoint:
-            record = endpoint.record
+            record = named
             size = endpoint.segment_size
             if endpoint.payload_len >= 0 and length != <uint64_t> endpoint.payload_len:
                 refusal[0] = WRONG_LENGTH
@@ -248,8 +266,9 @@ cdef class OsUdpEndpoint:
     """A peer with its address and control messages ready: made by `OsUdpSocket.prepare_udp_endpoint`. Serves every
     socket of the same family and metadata-independent options; immutable, any thread may use it."""
 
-    def __init__(self):
-        raise TypeError("endpoints are made by OsUdpSocket.prepare_udp_endpoint(UdpEndpointSpec(remote=...))")
+    def __cinit__(self, key=None):
+        if key is not KEY:
+            raise TypeError("endpoints are made by OsUdpSocket.prepare_udp_endpoint(UdpEndpointSpec(remote=...))")
 
     def __repr__(self):
         return f"<OsUdpEndpoint {self.spec}>"
@@ -267,8 +286,11 @@ cdef class OsUdpSocket:
     that call returns.
     """
 
-    def __init__(self):
-        raise TypeError("make an OsUdpSocket with bind(), connect() or from_socket()")
+    __class_getitem__ = classmethod(GenericAlias)       # OsUdpSocket[WaitDriver], for annotations
+
+    def __cinit__(self, key=None):
+        if key is not KEY:
+            raise TypeError("make an OsUdpSocket with bind(), connect() or from_socket()")
 
     @staticmethod
     def bind(address, **options):
@@ -277,8 +299,9 @@ cdef class OsUdpSocket:
         "[::]:port" serves IPv4 too, unless ``v6only=True``. Raises `ConfigError`, `CapabilityError`, or `Error` with
         the kernel's errno (EADDRINUSE, EADDRNOTAVAIL, EACCES).
         """
-        cdef OsUdpSocket self = OsUdpSocket.__new__(OsUdpSocket)
+        cdef OsUdpSocket self = OsUdpSocket.__new__(OsUdpSocket, KEY)
         checked = os_options.CheckedOptions.check(options)
+        self.pool = checked.make_pool()
         self.open(os_options.open_bound(address, checked), checked)
         return self
 
@@ -286,8 +309,9 @@ cdef class OsUdpSocket:
     def connect(remote, *, local=None, **options):
         """A socket connected to `remote`: it sends there by default, receives only from there, and hears of ICMP
         errors. `local` binds it first. Raises as `bind`."""
-        cdef OsUdpSocket self = OsUdpSocket.__new__(OsUdpSocket)
+        cdef OsUdpSocket self = OsUdpSocket.__new__(OsUdpSocket, KEY)
         checked = os_options.CheckedOptions.check(options)
+        self.pool = checked.make_pool()
         self.open(os_options.open_connected(remote, local, checked), checked)
         return self
 
@@ -296,8 +320,9 @@ cdef class OsUdpSocket:
         """Adopt a `socket.socket`, which is detached: its descriptor belongs to the new object. What only takes
         effect at bind (reuse_port, reuse_address, v6only) is refused. Raises as `bind`; on an error the given socket
         still owns its descriptor."""
-        cdef OsUdpSocket self = OsUdpSocket.__new__(OsUdpSocket)
+        cdef OsUdpSocket self = OsUdpSocket.__new__(OsUdpSocket, KEY)
         checked = os_options.CheckedOptions.check(options)
+        self.pool = checked.make_pool()
         self.open(os_options.adopt(socket, checked), checked)
         return self
 
@@ -308,11 +333,10 @@ cdef class OsUdpSocket:
         self.socket = sock
         self.v6 = sock.family == stdlib_socket.AF_INET6
         self.options, self.metadata = options, options.metadata
-        self.pool = options.make_pool()
         self._driver = options.driver(self.descriptor, min_batch=options.min_batch, max_wait=options.max_wait)
         self.gro = options.gro
-        self.control = options.gro or bool(options.metadata & RECV_METADATA)
-        self.per_slot_control = bool(options.metadata & SEND_METADATA)
+        self.recv_mask = (options.metadata & RECV_METADATA).value
+        self.send_mask = (options.metadata & SEND_METADATA).value
         self.batch_calls = options.batch_calls
         self.raise_icmp = options.icmp_errors == "raise"
         self.tos = (sock.getsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_TCLASS) if self.v6 else
@@ -332,7 +356,7 @@ cdef class OsUdpSocket:
             self.socket.detach()
 
     def __repr__(self):
-        return f"<OsUdpSocket closed>" if self.descriptor.closed else f"<OsUdpSocket {self.local_address}>"
+        return "<OsUdpSocket closed>" if self.descriptor.closed else f"<OsUdpSocket {self.local_address}>"
 
     def __enter__(self):
         return self
@@ -443,14 +467,14 @@ cdef class OsUdpSocket:
 
     def prepare_udp_endpoint(self, spec):
         """Take the address work out of the loop: a `OsUdpEndpoint` for `send_to`. Raises `ConfigError`."""
-        cdef OsUdpEndpoint endpoint = OsUdpEndpoint.__new__(OsUdpEndpoint)
+        cdef OsUdpEndpoint endpoint = OsUdpEndpoint.__new__(OsUdpEndpoint, KEY)
         cdef TxControl control
         cdef uint8_t host[16]
         if not isinstance(spec, UdpEndpointSpec):
             raise ConfigError(f"prepare_udp_endpoint({spec!r}): give a UdpEndpointSpec")
         if spec.source_port not in (None, self.local_address[1]):
-            raise ConfigError(f"UdpEndpointSpec.source_port is {spec.source_port}, but an OS socket sends from the port "
-                              f"that it is bound to, {self.local_address[1]}: leave it out, or bind to it")
+            raise ConfigError(f"UdpEndpointSpec.source_port is {spec.source_port}, but an OS socket sends from the "
+                              f"port that it is bound to, {self.local_address[1]}: leave it out, or bind to it")
         endpoint.spec, endpoint.v6 = spec, self.v6
         write_record(endpoint.record, self.v6, spec.remote, "UdpEndpointSpec.remote")
         endpoint.segment_size = spec.gso_size
@@ -473,8 +497,12 @@ cdef class OsUdpSocket:
         """
         cdef uint32_t usable
         cdef int count, error = 0
-        if batch.pool is not self.pool or batch.slots.v6 != self.v6 or (batch.controls != NULL) != self.control:
+        if (batch.pool is not self.pool or batch.slots.v6 != self.v6 or batch.mask != self.recv_mask
+                or (batch.slots.segment_sizes != NULL) != self.gro):
             raise ConfigError("this receive batch belongs to another socket: use one made by this socket's recv_batch")
+        if self.pending_error:
+            error, self.pending_error = self.pending_error, 0
+            raise (Error if is_stale(error) else DeviceError)("cannot receive", error)
         usable = batch.replace()
         if batch.refilled:
             batch.aim(usable)
@@ -488,6 +516,8 @@ cdef class OsUdpSocket:
         self.descriptor.leave()
         batch.tail = count
         self._driver.last_batch = count
+        if error and count:
+            self.pending_error, error = error, 0        # the packets first; the next receive says it
         if error:
             raise (Error if is_stale(error) else DeviceError)("cannot receive", error)
         return count
@@ -537,7 +567,7 @@ cdef class OsUdpSocket:
                 if message.msg_hdr.msg_flags & MSG_TRUNC:
                     self.counters.truncated += 1
                 message.msg_hdr.msg_namelen = name_size
-                if self.control:
+                if batch.controls != NULL:
                     preset_columns(slots, i, length)
                     read_control(&message.msg_hdr, slots, i)
                     message.msg_hdr.msg_controllen = RX_CONTROL_SIZE
@@ -565,16 +595,18 @@ cdef class OsUdpSocket:
         return self.finish_send(batch, self.start_send(batch, None))
 
     def send_to(self, OsUdpEndpoint endpoint not None, OsTxBatch batch not None):
-        """As `send`, every packet to one prepared endpoint; destinations in the batch do not count."""
+        """As `send`, every packet to one prepared endpoint: its address, metadata and segment size hold, those in the
+        batch do not count."""
         if endpoint.v6 != self.v6:
             raise ConfigError("this endpoint was prepared by a socket of the other family")
         return self.finish_send(batch, self.start_send(batch, endpoint))
 
     cdef Outcome start_send(self, OsTxBatch batch, OsUdpEndpoint endpoint) except *:
         cdef Outcome outcome
-        if batch.pool is not self.pool or batch.slots.v6 != self.v6:
-            raise ConfigError("this transmit batch belongs to another socket: use one made by this socket's tx_batch, "
-                              "or open both sockets with the same pool= and of one family")
+        if (batch.pool is not self.pool or batch.slots.v6 != self.v6 or batch.mask != self.send_mask
+                or batch.slots.segment_sizes == NULL):
+            raise ConfigError("this transmit batch belongs to another socket: use one made by this socket's tx_batch; "
+                              "take_from moves packets between sockets that were opened with the same pool=")
         batch.claim()
         self.descriptor.enter()
         batch.slots.busy = True
@@ -601,8 +633,8 @@ cdef class OsUdpSocket:
         elif outcome.refusal == OUTSIDE_FRAME:
             why = f"its length {length} leaves its frame"
         elif outcome.error == EMSGSIZE:
-            why = (f"its {length} bytes are too many for one datagram here (65,507 over IPv4, 65,527 over IPv6, the MTU "
-                   f"where fragments are not allowed)")
+            why = (f"its {length} bytes are too many for one datagram here (65,507 over IPv4, 65,527 over IPv6, the "
+                   f"MTU where fragments are not allowed)")
         else:
             why = f"{length} bytes to {batch.packet_at(slot).address[0] or self.remote_address or 'the endpoint'}"
         raise SendError(f"cannot send packet {outcome.accepted}: {why}", outcome.error or EINVAL,
@@ -616,7 +648,7 @@ cdef class OsUdpSocket:
             if gso:
                 return plan_messages(self, batch, batch.pool, endpoint, first, most, refusal, True, True, False)
             return plan_messages(self, batch, batch.pool, endpoint, first, most, refusal, True, False, False)
-        if self.per_slot_control:
+        if self.send_mask:
             if gso:
                 return plan_messages(self, batch, batch.pool, endpoint, first, most, refusal, False, True, True)
             return plan_messages(self, batch, batch.pool, endpoint, first, most, refusal, False, False, True)

@@ -25,7 +25,7 @@ from fast_socket.core.addresses cimport (
     AF_INET, AF_INET6, HOST_V4_OFFSET, HOST_V6_OFFSET, PORT_OFFSET, STRIDE_V4, STRIDE_V6, read_record,
     write_record,
 )
-from fast_socket.core.frames cimport FramePool, NO_FRAME, Slots, chunk_end, packet_start, put_frame
+from fast_socket.core.frames cimport FramePool, Geometry, NO_FRAME, Slots, chunk_end, packet_start, put_frame
 from fast_socket.core.memory cimport Region, column as make_column
 from fast_socket.core.packet cimport PacketBuffer, packet_in_batch
 
@@ -47,7 +47,8 @@ cdef size_t aligned(size_t size) noexcept:
 
 @cython.no_gc
 cdef class Batch:
-    """What receive and transmit batches share. `len` counts the packets that are here now.
+    """What receive and transmit batches share. `len` is the length of the columns: received packets, a taken one's place
+    included, or packets that are still to be sent.
 
     ``batch[i]`` and iteration give `PacketBuffer` handles; iteration passes over slots whose packet was taken.
     """
@@ -551,13 +552,14 @@ cdef class TxBatch(Batch):
     cdef uint32_t take_frames(self, uint32_t count) noexcept:
         """Give up to `count` further slots a fresh, empty frame."""
         cdef FramePool pool = self.pool
+        cdef Geometry geometry = pool.geometry
         cdef uint32_t i, frame, first = self.tail
         count = min(count, min(self.capacity - first, pool.tx_free))
         self.clear_slots(first, count)
         for i in range(count):
             frame = pool.tx_stack[pool.tx_free - 1 - i]
             self.slots.frames[first + i] = frame
-            self.slots.offsets[first + i] = packet_start(pool, frame)
+            self.slots.offsets[first + i] = packet_start(&geometry, frame)
         pool.tx_free -= count
         self.tail += count
         return count
@@ -656,6 +658,8 @@ cdef class TxBatch(Batch):
         cdef uint32_t i, count
         cdef size_t size, step = 0
         cdef uint64_t start
+        cdef Geometry geometry = self.pool.geometry
+        cdef uint8_t *base = self.pool.base
         cdef const uint8_t *data
         PyObject_GetBuffer(payload, &source, PyBUF_C_CONTIGUOUS)
         try:
@@ -670,13 +674,13 @@ cdef class TxBatch(Batch):
                 raise ConfigError(f"fill: an array of {source.ndim} dimensions: give bytes or rows of bytes")
             data = <const uint8_t *> source.buf
             for i in range(self.head, self.tail):
-                start = packet_start(self.pool, slots.frames[i])
-                if start + size > chunk_end(self.pool, slots.frames[i]):
+                start = packet_start(&geometry, slots.frames[i])
+                if start + size > chunk_end(&geometry, slots.frames[i]):
                     raise ConfigError(f"fill: {size} bytes do not fit a frame of "
-                                      f"{chunk_end(self.pool, slots.frames[i]) - start}: choose a larger payload size")
+                                      f"{chunk_end(&geometry, slots.frames[i]) - start}: choose a larger payload size")
                 slots.offsets[i] = start
                 slots.lengths[i] = <uint32_t> size
-                memcpy(self.pool.base + start, data, size)
+                memcpy(base + start, data, size)
                 data += step
         finally:
             PyBuffer_Release(&source)
@@ -702,7 +706,8 @@ cdef class TxBatch(Batch):
                 if at + size > slots.lengths[self.head + i]:
                     raise ConfigError(f"scatter: {size} bytes at {at} are outside packet {i} of "
                                       f"{slots.lengths[self.head + i]} bytes: fill it first")
-                if slots.offsets[self.head + i] + at + size > chunk_end(self.pool, slots.frames[self.head + i]):
+                if (slots.offsets[self.head + i] + at + size
+                        > chunk_end(&self.pool.geometry, slots.frames[self.head + i])):
                     raise ConfigError(f"scatter: packet {i} is longer than its frame")
                 memcpy(self.pool.base + slots.offsets[self.head + i] + at, <uint8_t *> source.buf + i * size, size)
         finally:
@@ -751,7 +756,7 @@ cdef class TxBatch(Batch):
                 # Only now, because giving its buffer may have run anybody's code.
                 self.require_room()
                 slot = self.tail
-                capacity = self.pool.tx_chunk - self.pool.tx_payload
+                capacity = self.pool.geometry.tx_chunk - self.pool.geometry.tx_payload
                 if <uint64_t> source.len > capacity:
                     raise ConfigError(f"a payload of {source.len} bytes does not fit a frame of {capacity}: choose a "
                                       f"larger payload size")

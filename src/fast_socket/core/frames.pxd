@@ -31,16 +31,25 @@ cdef struct Slots:
     bint busy                   # a native call works on the batch with the GIL released
 
 
+cdef struct Geometry:
+    # Where frames lie and what is kept free in front of a packet, in bytes from the pool's start. Loops work on a copy.
+    uint64_t tx_start
+    uint32_t rx_frames
+    uint32_t rx_chunk
+    uint32_t tx_chunk
+    uint32_t rx_payload         # from the chunk's start: where a fresh packet begins
+    uint32_t tx_payload
+    uint32_t rx_reserved        # from the chunk's start: before this the backend writes, and no packet may begin
+    uint32_t tx_reserved
+
+
 @cython.final
 cdef class FramePool:
     cdef readonly Region memory
     cdef readonly object rx_layout, tx_layout
     cdef readonly uint32_t rx_frames, tx_frames
+    cdef Geometry geometry
     cdef uint8_t *base
-    cdef uint64_t tx_start
-    cdef uint32_t rx_chunk, tx_chunk
-    cdef uint32_t rx_payload, tx_payload
-    cdef uint32_t rx_reserved, tx_reserved
     cdef Region stacks
     cdef uint32_t *rx_stack
     cdef uint32_t *tx_stack
@@ -49,29 +58,29 @@ cdef class FramePool:
 
 # Inline, because every loop over a batch uses them.
 
-cdef inline uint64_t chunk_start(FramePool pool, uint32_t frame) noexcept nogil:
-    if frame < pool.rx_frames:
-        return <uint64_t> frame * pool.rx_chunk
-    return pool.tx_start + <uint64_t> (frame - pool.rx_frames) * pool.tx_chunk
+cdef inline uint64_t chunk_start(const Geometry *g, uint32_t frame) noexcept nogil:
+    if frame < g.rx_frames:
+        return <uint64_t> frame * g.rx_chunk
+    return g.tx_start + <uint64_t> (frame - g.rx_frames) * g.tx_chunk
 
 
-cdef inline uint64_t packet_start(FramePool pool, uint32_t frame) noexcept nogil:
+cdef inline uint64_t packet_start(const Geometry *g, uint32_t frame) noexcept nogil:
     """Where a fresh packet of this frame begins."""
-    return chunk_start(pool, frame) + (pool.rx_payload if frame < pool.rx_frames else pool.tx_payload)
+    return chunk_start(g, frame) + (g.rx_payload if frame < g.rx_frames else g.tx_payload)
 
 
-cdef inline uint64_t lowest_start(FramePool pool, uint32_t frame) noexcept nogil:
+cdef inline uint64_t lowest_start(const Geometry *g, uint32_t frame) noexcept nogil:
     """How far forward a packet may be extended: what lies before belongs to the backend."""
-    return chunk_start(pool, frame) + (pool.rx_reserved if frame < pool.rx_frames else pool.tx_reserved)
+    return chunk_start(g, frame) + (g.rx_reserved if frame < g.rx_frames else g.tx_reserved)
 
 
-cdef inline uint64_t chunk_end(FramePool pool, uint32_t frame) noexcept nogil:
-    return chunk_start(pool, frame) + (pool.rx_chunk if frame < pool.rx_frames else pool.tx_chunk)
+cdef inline uint64_t chunk_end(const Geometry *g, uint32_t frame) noexcept nogil:
+    return chunk_start(g, frame) + (g.rx_chunk if frame < g.rx_frames else g.tx_chunk)
 
 
 cdef inline void put_frame(FramePool pool, uint32_t frame) noexcept nogil:
     """Return a frame to its stack, GIL held. The caller has cleared the place it came from."""
-    if frame < pool.rx_frames:
+    if frame < pool.geometry.rx_frames:
         pool.rx_stack[pool.rx_free] = frame
         pool.rx_free += 1
     else:

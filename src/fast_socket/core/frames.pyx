@@ -38,6 +38,7 @@ cdef class FramePool:
 
     def __cinit__(self, *, rx_frames, tx_frames, rx_layout, tx_layout):
         cdef uint32_t i
+        cdef Geometry *g = &self.geometry
         for name, value in (("rx_frames", rx_frames), ("tx_frames", tx_frames)):
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_FRAMES:
                 raise ConfigError(f"FramePool.{name} is {value!r}: give an int from 0 to {MAX_FRAMES}")
@@ -46,12 +47,12 @@ cdef class FramePool:
                 raise ConfigError(f"FramePool.{name} is {value!r}: give a BufferLayout")
         self.rx_frames, self.tx_frames = rx_frames, tx_frames
         self.rx_layout, self.tx_layout = rx_layout, tx_layout
-        self.rx_chunk, self.tx_chunk = rx_layout.chunk_size, tx_layout.chunk_size
-        self.rx_payload, self.tx_payload = rx_layout.payload_offset, tx_layout.payload_offset
-        self.rx_reserved, self.tx_reserved = rx_layout.l2_headroom, tx_layout.l2_headroom
+        g.rx_frames, g.rx_chunk, g.tx_chunk = rx_frames, rx_layout.chunk_size, tx_layout.chunk_size
+        g.rx_payload, g.tx_payload = rx_layout.payload_offset, tx_layout.payload_offset
+        g.rx_reserved, g.tx_reserved = rx_layout.l2_headroom, tx_layout.l2_headroom
         # The transmit part starts at a multiple of its own chunk size, so that aligned chunks stay aligned.
-        self.tx_start = -(-rx_frames * rx_layout.chunk_size // tx_layout.chunk_size) * tx_layout.chunk_size
-        self.memory = Region(self.tx_start + tx_frames * tx_layout.chunk_size)
+        g.tx_start = -(-rx_frames * rx_layout.chunk_size // tx_layout.chunk_size) * tx_layout.chunk_size
+        self.memory = Region(g.tx_start + tx_frames * tx_layout.chunk_size)
         self.base = self.memory.base
         self.stacks = Region((rx_frames + tx_frames) * sizeof(uint32_t))
         self.rx_stack = <uint32_t *> self.stacks.base
@@ -70,5 +71,5 @@ cdef class FramePool:
         return self.tx_free
 
     def __repr__(self):
-        return (f"<FramePool rx {self.rx_free}/{self.rx_frames} x {self.rx_chunk} B, "
-                f"tx {self.tx_free}/{self.tx_frames} x {self.tx_chunk} B>")
+        return (f"<FramePool rx {self.rx_free}/{self.rx_frames} x {self.geometry.rx_chunk} B, "
+                f"tx {self.tx_free}/{self.tx_frames} x {self.geometry.tx_chunk} B>")

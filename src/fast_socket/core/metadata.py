@@ -26,14 +26,15 @@ class Metadata(Flag):
     ECN = auto()
     """`ecn`: uint8, an `Ecn`; on transmit 255 leaves the socket's own."""
     LOCAL = auto()
-    """Receive `local_addresses` + `interfaces`: where the datagram arrived. Transmit `local_addresses` +
+    """Receive `local_addresses` + `interfaces`: where the datagram arrived. Transmit `source_addresses` +
     `interfaces`: where it leaves from; all zero leaves the choice to the kernel."""
     TTL = auto()
     """`ttl`: uint8, the hop limit on arrival; on transmit 0 leaves the socket's own."""
     TIMESTAMP = auto()
     """`timestamps`: int64 ns since the Unix epoch, taken by the kernel on receive; 0 where it gave none."""
     HARDWARE_TIMESTAMP = auto()
-    """As TIMESTAMP, by the NIC's own clock where it has one, by the kernel's where it has not."""
+    """As TIMESTAMP, by the NIC's own clock where it has one that stamps received packets (switching that on, by
+    SIOCSHWTSTAMP, is the administrator's), by the kernel's where it has not."""
     TXTIME = auto()
     """Transmit `departure_times`: int64 ns on the clock chosen at construction; 0 is "now"."""
     CHECKSUM = auto()

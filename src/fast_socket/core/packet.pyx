@@ -82,7 +82,7 @@ cdef class Packet:
     cdef void load(self) noexcept:
         """Copy offset and length out of the columns. Anybody may write any length into those of a transmit batch, at
         any time, so the copy is cut to the frame, and only the copy is used."""
-        cdef uint64_t end = chunk_end(self.pool, self.frame)
+        cdef uint64_t end = chunk_end(&self.pool.geometry, self.frame)
         self.offset = self.slots.offsets[self.slot]
         self.length = self.slots.lengths[self.slot]
         if self.offset + self.length > end:
@@ -246,13 +246,13 @@ cdef class PacketBuffer(Packet):
     def headroom(self):
         """Bytes that can be prepended."""
         self.locate()
-        return self.offset - lowest_start(self.pool, self.frame)
+        return self.offset - lowest_start(&self.pool.geometry, self.frame)
 
     @property
     def tailroom(self):
         """Bytes that can be appended."""
         self.locate()
-        return chunk_end(self.pool, self.frame) - self.offset - self.length
+        return chunk_end(&self.pool.geometry, self.frame) - self.offset - self.length
 
     def prepend(self, data):
         """Put bytes in front. Raises `ConfigError` where the headroom is too small, `BufferError` while viewed."""

@@ -43,9 +43,9 @@ cdef class OsRecvBatch(RecvBatch):
         cdef uint32_t i
         cdef uint64_t start
         for i in range(count):
-            start = packet_start(self.pool, self.slots.frames[i])
+            start = packet_start(&self.pool.geometry, self.slots.frames[i])
             self.vectors[i].iov_base = self.pool.base + start
-            self.vectors[i].iov_len = chunk_end(self.pool, self.slots.frames[i]) - start
+            self.vectors[i].iov_len = chunk_end(&self.pool.geometry, self.slots.frames[i]) - start
 
 
 @cython.final

@@ -64,6 +64,7 @@ cdef extern from "<sys/socket.h>" nogil:
         AF_INET
         AF_INET6
         MSG_DONTWAIT
+        MSG_ERRQUEUE
         MSG_TRUNC
         SOL_SOCKET
         SCM_TIMESTAMPING

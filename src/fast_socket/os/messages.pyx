@@ -112,6 +112,8 @@ cdef size_t write_control(uint8_t *buffer, const TxControl *control, const uint8
     cdef in_pktinfo info
     cdef in6_pktinfo info6
     cdef uint8_t nowhere[16]
+    cdef const uint8_t *host
+    cdef int size
     cdef bint peer_v6 = v6 and not is_mapped(record + HOST_V6_OFFSET)
     if control.ecn != ECN_DEFAULT:
         value = (control.tos & 0xFC) | (control.ecn & 3)
@@ -123,15 +125,20 @@ cdef size_t write_control(uint8_t *buffer, const TxControl *control, const uint8
                              IPV6_HOPLIMIT if peer_v6 else IP_TTL, sizeof(value)), &value, sizeof(value))
     if control.source_host != NULL:
         memset(nowhere, 0, 16)
-        if v6 and (control.interface or not same_bytes(control.source_host, nowhere, 16)):
-            memcpy(&info6.ipi6_addr, control.source_host, 16)
-            info6.ipi6_ifindex = control.interface
-            memcpy(start_message(buffer, &used, IPPROTO_IPV6, IPV6_PKTINFO, sizeof(info6)), &info6, sizeof(info6))
-        elif not v6 and (control.interface or not same_bytes(control.source_host, nowhere, 4)):
-            memset(&info, 0, sizeof(info))
-            memcpy(&info.ipi_spec_dst, control.source_host, 4)
-            info.ipi_ifindex = <int> control.interface
-            memcpy(start_message(buffer, &used, IPPROTO_IP, IP_PKTINFO, sizeof(info)), &info, sizeof(info))
+        host, size = control.source_host, 16 if v6 else 4
+        if control.interface or not same_bytes(host, nowhere, size):
+            if v6 and not peer_v6 and (is_mapped(host) or same_bytes(host, nowhere, 16)):
+                host += 12
+                size = 4
+            if size == 16:
+                memcpy(&info6.ipi6_addr, host, 16)
+                info6.ipi6_ifindex = control.interface
+                memcpy(start_message(buffer, &used, IPPROTO_IPV6, IPV6_PKTINFO, sizeof(info6)), &info6, sizeof(info6))
+            else:
+                memset(&info, 0, sizeof(info))
+                memcpy(&info.ipi_spec_dst, host, 4)
+                info.ipi_ifindex = <int> control.interface
+                memcpy(start_message(buffer, &used, IPPROTO_IP, IP_PKTINFO, sizeof(info)), &info, sizeof(info))
     if control.departure_time:
         memcpy(start_message(buffer, &used, SOL_SOCKET, SCM_TXTIME, sizeof(int64_t)), &control.departure_time,
                sizeof(int64_t))

@@ -142,10 +142,10 @@ class OsUdpOptions(TypedDict, total=False):
     """IP_RECVERR: have drops in this host's own queues reported as SendError (ENOBUFS) instead of not at all.
     Default False."""
     icmp_errors: Literal["count", "raise"]
-    """What an ICMP error for an earlier datagram does to the next call of a connected socket: "count" retries once
-    and counts it in stats().stale_errors; "raise" raises it."""
+    """What an ICMP error for an earlier datagram does to the next call of a connected socket: "count" makes the
+    call again and counts it in stats().stale_errors, and raises only what persists on send; "raise" raises it."""
     batch_calls: bool
-    """False: one system call per datagram, without GSO and GRO, for systems without sendmmsg and recvmmsg. It is
+    """False: one system call per datagram, no GSO (and gro=True is refused), for systems without sendmmsg and recvmmsg. It is
     chosen by itself where the kernel refuses them. Default True."""
 
 

@@ -21,19 +21,16 @@ from libc.errno cimport (
     EAGAIN, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, EINTR, EINVAL, EIO, EMSGSIZE, ENETUNREACH, ENOPROTOOPT, ENOSYS,
     EOPNOTSUPP, EPROTO, errno,
 )
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
 
-from fast_socket.core.addresses cimport PORT_OFFSET, RECORD_V4, RECORD_V6, write_host, write_record
-from fast_socket.core.frames cimport FramePool, Slots, chunk_end, lowest_start
+from fast_socket.core.addresses cimport RECORD_V4, RECORD_V6, write_host, write_record
+from fast_socket.core.frames cimport Slots
 from fast_socket.core.polling cimport Descriptor
 from fast_socket.os.batch cimport MAX_MESSAGES, OsRecvBatch, OsTxBatch, Planned
-from fast_socket.os.linux cimport (
-    MSG_DONTWAIT, MSG_TRUNC, iovec, mmsghdr, recvmmsg, recvmsg, sendmmsg, sendmsg,
-)
-from fast_socket.os.messages cimport (
-    ECN_DEFAULT, RX_CONTROL_SIZE, TX_CONTROL_SIZE, TxControl, append_segment_size, read_control, write_control,
-)
+from fast_socket.os.linux cimport MSG_DONTWAIT, MSG_ERRQUEUE, MSG_TRUNC, mmsghdr, msghdr, recvmmsg, recvmsg, sendmmsg, sendmsg
+from fast_socket.os.messages cimport ECN_DEFAULT, RX_CONTROL_SIZE, TxControl, read_control, write_control
+from fast_socket.os.plan cimport ACCEPTABLE, NO_DESTINATION, OUTSIDE_FRAME, WRONG_LENGTH, Prepared, plan
 
 import logging
 import socket as stdlib_socket
@@ -48,19 +45,7 @@ from fast_socket.os.probe import probe_gro, probe_gso
 
 log = logging.getLogger("fast_socket.os")
 
-cdef extern from *:
-    """
-    /* plan_messages is written once and must compile to a loop for each set of flags. Left to itself the compiler shares
-       one copy that tests the flags for every packet; Cython has no other way to say that it may not. */
-    #if defined(__GNUC__)
-    #undef CYTHON_INLINE
-    #define CYTHON_INLINE __inline__ __attribute__((always_inline))
-    #endif
-    """
-
 cdef enum:
-    # 65,535 less the IPv6 and UDP headers: what a large send may carry in either family, in all.
-    MAX_LARGE_SEND = 65_487
     # 1280, the least MTU of an IPv6 link (RFC 8200, section 5), less both headers: segments up to this size are never
     # refused for the MTU.
     ALWAYS_FITS = 1_232
@@ -78,193 +63,20 @@ cdef bint is_stale(int error) noexcept nogil:
     return error in (ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, EPROTO, ENOPROTOOPT, EOPNOTSUPP)
 
 
-cdef inline bint same_record(const uint8_t *a, const uint8_t *b, bint v6) noexcept nogil:
-    """Whether two address records name one peer. Of an IPv4 record eight bytes count, the rest is padding."""
-    cdef uint64_t x[4]
-    cdef uint64_t y[4]
-    memcpy(x, a, 8)
-    memcpy(y, b, 8)
-    if x[0] != y[0]:
-        return False
-    if not v6:
-        return True
-    memcpy(&x[1], a + 8, 20)
-    memcpy(&y[1], b + 8, 20)
-    return x[1] == y[1] and x[2] == y[2] and <uint32_t> x[3] == <uint32_t> y[3]
-
-
-cdef inline uint8_t *record_of(const Slots *slots, uint32_t slot) noexcept nogil:
-    return slots.addresses + <size_t> slot * slots.address_stride
-
-
-cdef bint same_control(const Slots *slots, uint32_t a, uint32_t b) noexcept nogil:
-    """Whether two slots ask for the same transmit metadata, so that one message can carry both."""
-    cdef uint32_t i
-    if slots.ecn != NULL and slots.ecn[a] != slots.ecn[b]:
-        return False
-    if slots.ttl != NULL and slots.ttl[a] != slots.ttl[b]:
-        return False
-    if slots.times != NULL and slots.times[a] != slots.times[b]:
-        return False
-    if slots.local_hosts != NULL:
-        if slots.interfaces[a] != slots.interfaces[b]:
-            return False
-        for i in range(slots.host_size):
-            if slots.local_hosts[a * slots.host_size + i] != slots.local_hosts[b * slots.host_size + i]:
-                return False
-    return True
-
-
-cdef inline uint32_t plan_messages(OsUdpSocket self, OsTxBatch batch, FramePool pool, OsUdpEndpoint endpoint,
-                                   uint32_t first, uint32_t most, Refusal *refusal, const bint to_endpoint,
-                                   const bint gso, const bint control) noexcept nogil:
-    """Turn pending slots, from `first`, into at most `most` messages; returns how many there are.
-
-    Stops before a slot that cannot be sent and says why. The flags are constants at every call, so each combination
-    compiles to a loop of its own. Lengths are the caller's to write at any time, from any thread: each is read once,
-    checked, and only the checked value used.
-    """
-    cdef Slots *slots = &batch.slots
-    cdef iovec *vectors = batch.vectors
-    cdef mmsghdr *message
-    cdef Planned *planned
-    cdef uint8_t *record
-    cdef uint8_t *buffer
-    cdef TxControl wanted
-    cdef uint64_t offset
-    cdef size_t used
-    cdef uint32_t slot = first, messages = 0, vector = 0, run, length, next_length, size, total, step, within
-    cdef uint16_t port
-    cdef uint8_t *end
-    # The peer that the socket is connected to needs no name: without one the kernel uses the route it has cached.
-    cdef uint8_t *named = NULL
-    if to_endpoint and not (self.connected and same_record(endpoint.record, self.peer, slots.v6)):
-        named = endpoint.record
-    while slot < batch.tail and messages < most:
-        length = slots.lengths[slot]
-        offset = slots.offsets[slot]
-        if offset < lowest_start(pool, slots.frames[slot]) or offset + length > chunk_end(pool, slots.frames[slot]):
-            refusal[0] = OUTSIDE_FRAME
-            break
-        if to_endpoint:
-            record = named
-            size = endpoint.segment_size
-            if endpoint.payload_len >= 0 and length != <uint64_t> endpoint.payload_len:
-                refusal[0] = WRONG_LENGTH
-                break
-        else:
-            record = record_of(slots, slot)
-            size = slots.segment_sizes[slot]
-            memcpy(&port, record + PORT_OFFSET, 2)
-            if port == 0:
-                if not self.connected:
-                    refusal[0] = NO_DESTINATION
-                    break
-                record = NULL
-        step, within, run = length, 0, 1
-        if size and size < length:
-            # One packet that leaves as several datagrams: as many per message as one large send takes.
-            step = size
-            if gso and size <= self.gso_limit:
-                step = size * min(self.gso_segments, max(MAX_LARGE_SEND // size, 1))
-        while True:
-            message = &batch.messages[messages]
-            planned = &batch.planned[messages]
-            total = min(step, length - within)
-            vectors[vector].iov_base = pool.base + offset + within
-            vectors[vector].iov_len = total
-            message.msg_hdr.msg_iov = &vectors[vector]
-            message.msg_hdr.msg_iovlen = 1
-            vector += 1
-            within += total
-            planned.slots = 1 if within == length else 0
-            planned.datagrams, planned.segment_size = 1, 0
-            if size and size < total:
-                planned.segment_size = size
-                planned.datagrams = (total + size - 1) // size
-            elif gso and step == length and 0 < length <= self.gso_limit:
-                # A run of packets of one length (the last may be shorter) to one peer: one large send.
-                end = pool.base + offset + length
-                while run < self.gso_segments and slot + run < batch.tail:
-                    next_length = slots.lengths[slot + run]
-                    offset = slots.offsets[slot + run]
-                    if not 0 < next_length <= length or total + next_length > MAX_LARGE_SEND:
-                        break
-                    if (offset < lowest_start(pool, slots.frames[slot + run])
-                            or offset + next_length > chunk_end(pool, slots.frames[slot + run])):
-                        break
-                    if to_endpoint:
-                        if endpoint.payload_len >= 0 and next_length != length:
-                            break
-                        if size and size < next_length:
-                            break
-                    else:
-                        if slots.segment_sizes[slot + run] and slots.segment_sizes[slot + run] < next_length:
-                            break
-                        if not same_record(record_of(slots, slot), record_of(slots, slot + run), slots.v6):
-                            break
-                    if control and not same_control(slots, slot, slot + run):
-                        break
-                    if pool.base + offset == end:
-                        vectors[vector - 1].iov_len += next_length
-                    else:
-                        vectors[vector].iov_base = pool.base + offset
-                        vectors[vector].iov_len = next_length
-                        message.msg_hdr.msg_iovlen += 1
-                        vector += 1
-                    end = pool.base + offset + next_length
-                    total += next_length
-                    run += 1
-                    if next_length < length:
-                        break
-                if run > 1:
-                    planned.segment_size, planned.datagrams, planned.slots = length, run, run
-            planned.bytes = total
-            message.msg_hdr.msg_name = record
-            message.msg_hdr.msg_namelen = 0 if record == NULL else RECORD_V6 if slots.v6 else RECORD_V4
-            message.msg_hdr.msg_control = NULL
-            message.msg_hdr.msg_controllen = 0
-            if control or (gso and planned.segment_size) or to_endpoint:
-                buffer = batch.controls + <size_t> messages * TX_CONTROL_SIZE
-                used = 0
-                if to_endpoint and endpoint.control_size:
-                    used = endpoint.control_size
-                    if planned.segment_size:
-                        memcpy(buffer, endpoint.control, used)
-                    else:
-                        buffer = endpoint.control
-                elif control:
-                    wanted.source_host = NULL
-                    wanted.interface, wanted.departure_time, wanted.ecn, wanted.ttl = 0, 0, ECN_DEFAULT, 0
-                    wanted.tos = self.tos
-                    if slots.local_hosts != NULL:
-                        wanted.source_host = slots.local_hosts + <size_t> slot * slots.host_size
-                        wanted.interface = slots.interfaces[slot]
-                    if slots.ecn != NULL:
-                        wanted.ecn = slots.ecn[slot]
-                    if slots.ttl != NULL:
-                        wanted.ttl = slots.ttl[slot]
-                    if slots.times != NULL:
-                        wanted.departure_time = slots.times[slot]
-                    used = write_control(buffer, &wanted, record if record != NULL else self.peer, slots.v6)
-                if planned.segment_size:
-                    used = append_segment_size(buffer, used, <uint16_t> planned.segment_size)
-                if used:
-                    message.msg_hdr.msg_control = buffer
-                    message.msg_hdr.msg_controllen = used
-            messages += 1
-            if within >= length or messages == most:
-                break
-        if planned.slots == 0:
-            break           # the messages ran out within a packet
-        slot += run
-    return messages
+cdef void add_counters(Counters *total, const Counters *more) noexcept:
+    """Calls count for themselves and are added up while the GIL is held: two threads may send at once."""
+    cdef uint64_t *to = <uint64_t *> total
+    cdef const uint64_t *what = <const uint64_t *> more
+    cdef size_t i
+    for i in range(sizeof(Counters) // sizeof(uint64_t)):
+        to[i] += what[i]
 
 
 @cython.final
 cdef class OsUdpEndpoint:
-    """A peer with its address and control messages ready: made by `OsUdpSocket.prepare_udp_endpoint`. Serves every
-    socket of the same family and metadata-independent options; immutable, any thread may use it."""
+    """A peer with its address and control messages ready: made by `OsUdpSocket.prepare_udp_endpoint`. Immutable; any
+    thread may use it, and so may other sockets of the same family (an endpoint with `ecn` carries the DSCP of the socket
+    that made it)."""
 
     def __cinit__(self, key=None):
         if key is not KEY:
@@ -337,16 +149,18 @@ cdef class OsUdpSocket:
         self.gro = options.gro
         self.recv_mask = (options.metadata & RECV_METADATA).value
         self.send_mask = (options.metadata & SEND_METADATA).value
+        self.rules.per_slot_control = self.send_mask != 0
         self.batch_calls = options.batch_calls
+        self.error_queue = options.report_enobufs
         self.raise_icmp = options.icmp_errors == "raise"
-        self.tos = (sock.getsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_TCLASS) if self.v6 else
-                    sock.getsockopt(stdlib_socket.IPPROTO_IP, stdlib_socket.IP_TOS))
-        self.gso_support, self.gso_segments, self.gso_limit = Support.NO, 1, NO_LIMIT
+        self.rules.tos = (sock.getsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_TCLASS) if self.v6 else
+                          sock.getsockopt(stdlib_socket.IPPROTO_IP, stdlib_socket.IP_TOS))
+        self.gso_support, self.rules.gso_segments, self.rules.gso_limit = Support.NO, 1, NO_LIMIT
         if options.gso and options.batch_calls:
-            self.gso_support, self.gso_segments = probe_gso(self.v6)
+            self.gso_support, self.rules.gso_segments = probe_gso(self.v6)
         try:
-            write_record(self.peer, self.v6, sock.getpeername(), "peer")
-            self.connected = True
+            write_record(self.rules.peer, self.v6, sock.getpeername(), "peer")
+            self.rules.connected = True
         except OSError:
             pass
         return 0
@@ -390,7 +204,7 @@ cdef class OsUdpSocket:
     @property
     def remote_address(self):
         """(host, port) that the socket is connected to, or None."""
-        return self._ask(lambda sock: sock.getpeername()[:2]) if self.connected else None
+        return self._ask(lambda sock: sock.getpeername()[:2]) if self.rules.connected else None
 
     @property
     def recv_buffer_size(self):
@@ -430,8 +244,8 @@ cdef class OsUdpSocket:
             batch_calls=self.batch_calls,
             gso=self.gso_support,
             gro=probe_gro(self.v6) if self.gro else Support.NO,
-            max_gso_segments=self.gso_segments,
-            max_payload=min(self.pool.tx_chunk - self.pool.tx_payload, 65_507 if not self.v6 else 65_527),
+            max_gso_segments=self.rules.gso_segments,
+            max_payload=min(self.pool.geometry.tx_chunk - self.pool.geometry.tx_payload, 65_527 if self.v6 else 65_507),
             recv_metadata=self.metadata & RECV_METADATA,
             send_metadata=self.metadata & SEND_METADATA,
         )
@@ -468,6 +282,7 @@ cdef class OsUdpSocket:
     def prepare_udp_endpoint(self, spec):
         """Take the address work out of the loop: a `OsUdpEndpoint` for `send_to`. Raises `ConfigError`."""
         cdef OsUdpEndpoint endpoint = OsUdpEndpoint.__new__(OsUdpEndpoint, KEY)
+        cdef Prepared *prepared = &endpoint.prepared
         cdef TxControl control
         cdef uint8_t host[16]
         if not isinstance(spec, UdpEndpointSpec):
@@ -476,16 +291,16 @@ cdef class OsUdpSocket:
             raise ConfigError(f"UdpEndpointSpec.source_port is {spec.source_port}, but an OS socket sends from the "
                               f"port that it is bound to, {self.local_address[1]}: leave it out, or bind to it")
         endpoint.spec, endpoint.v6 = spec, self.v6
-        write_record(endpoint.record, self.v6, spec.remote, "UdpEndpointSpec.remote")
-        endpoint.segment_size = spec.gso_size
-        endpoint.payload_len = -1 if spec.payload_len is None else spec.payload_len
+        write_record(prepared.record, self.v6, spec.remote, "UdpEndpointSpec.remote")
+        prepared.segment_size = spec.gso_size
+        prepared.payload_len = -1 if spec.payload_len is None else spec.payload_len
         control.source_host, control.interface, control.departure_time = NULL, 0, 0
         control.ecn = ECN_DEFAULT if spec.ecn is None else int(spec.ecn)
-        control.ttl, control.tos = spec.ttl or 0, self.tos
+        control.ttl, control.tos = spec.ttl or 0, self.rules.tos
         if spec.source is not None:
             write_host(host, self.v6, spec.source, "UdpEndpointSpec.source")
             control.source_host = host
-        endpoint.control_size = write_control(endpoint.control, &control, endpoint.record, self.v6)
+        prepared.control_size = write_control(prepared.control, &control, prepared.record, self.v6)
         return endpoint
 
     def recv(self, OsRecvBatch batch not None):
@@ -493,10 +308,12 @@ cdef class OsUdpSocket:
 
         Never blocks, allocates nothing. Raises `Error` when the socket is closed, every receive frame is taken, or an
         ICMP error is to be raised; `BufferError` while packets of the batch are viewed; `ConfigError` for a batch of
-        another socket; `DeviceError` for what the kernel says of the device.
+        another pool, family or choice of metadata; `DeviceError` for what the kernel says of the device.
         """
+        cdef Counters counters
         cdef uint32_t usable
         cdef int count, error = 0
+        memset(&counters, 0, sizeof(counters))
         if (batch.pool is not self.pool or batch.slots.v6 != self.v6 or batch.mask != self.recv_mask
                 or (batch.slots.segment_sizes != NULL) != self.gro):
             raise ConfigError("this receive batch belongs to another socket: use one made by this socket's recv_batch")
@@ -507,13 +324,14 @@ cdef class OsUdpSocket:
         if batch.refilled:
             batch.aim(usable)
         if usable < batch.capacity:
-            self.counters.frame_shortages += 1
+            counters.frame_shortages = 1
         self.descriptor.enter()
         batch.slots.busy = True
         with nogil:
-            count = self.receive(batch, usable, &error)
+            count = self.receive(batch, usable, &error, &counters)
         batch.slots.busy = False
         self.descriptor.leave()
+        add_counters(&self.counters, &counters)
         batch.tail = count
         self._driver.last_batch = count
         if error and count:
@@ -522,7 +340,7 @@ cdef class OsUdpSocket:
             raise (Error if is_stale(error) else DeviceError)("cannot receive", error)
         return count
 
-    cdef int receive(self, OsRecvBatch batch, uint32_t usable, int *error) noexcept nogil:
+    cdef int receive(self, OsRecvBatch batch, uint32_t usable, int *error, Counters *counters) noexcept nogil:
         """Receive into the first `usable` slots; returns how many were filled. A stale error is counted and the call
         made again, twice at the most."""
         cdef Slots *slots = &batch.slots
@@ -548,9 +366,11 @@ cdef class OsUdpSocket:
                     self.batch_calls = False
                     continue
                 if errno == EAGAIN:
+                    if self.error_queue:
+                        counters.stale_errors += self.drain_errors()
                     break
                 if is_stale(errno) and not self.raise_icmp:
-                    self.counters.stale_errors += 1
+                    counters.stale_errors += 1
                     retries += 1
                     if retries < 3:
                         continue
@@ -565,7 +385,7 @@ cdef class OsUdpSocket:
                 slots.offsets[i] = <uint64_t> (<uint8_t *> message.msg_hdr.msg_iov.iov_base - batch.pool.base)
                 total_bytes += length
                 if message.msg_hdr.msg_flags & MSG_TRUNC:
-                    self.counters.truncated += 1
+                    counters.truncated += 1
                 message.msg_hdr.msg_namelen = name_size
                 if batch.controls != NULL:
                     preset_columns(slots, i, length)
@@ -580,9 +400,20 @@ cdef class OsUdpSocket:
             if self.batch_calls and <uint32_t> count < MAX_MESSAGES:
                 break
         batch.datagram_total = total
-        self.counters.received += total
-        self.counters.received_bytes += total_bytes
+        counters.received = total
+        counters.received_bytes = total_bytes
         return done
+
+    cdef uint32_t drain_errors(self) noexcept nogil:
+        """Empty the error queue that IP_RECVERR fills, as far as it is long now, so that waiting does not find it again
+        for ever; returns how many reports there were."""
+        cdef msghdr message
+        cdef uint32_t count = 0
+        memset(&message, 0, sizeof(message))
+        while count < MAX_MESSAGES and recvmsg(self.descriptor.fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT) >= 0:
+            count += 1
+            message.msg_flags = 0
+        return count
 
     def send(self, OsTxBatch batch not None):
         """Send pending packets to their destinations, from the first on; returns how many the kernel accepted.
@@ -592,17 +423,19 @@ cdef class OsUdpSocket:
         with `accepted`, and is then the first pending one. Raises `Error` when closed, `BufferError` while packets
         are viewed, `ConfigError` for a batch of another socket.
         """
-        return self.finish_send(batch, self.start_send(batch, None))
+        return self.finish_send(batch, self.start_send(batch, NULL))
 
     def send_to(self, OsUdpEndpoint endpoint not None, OsTxBatch batch not None):
         """As `send`, every packet to one prepared endpoint: its address, metadata and segment size hold, those in the
         batch do not count."""
         if endpoint.v6 != self.v6:
             raise ConfigError("this endpoint was prepared by a socket of the other family")
-        return self.finish_send(batch, self.start_send(batch, endpoint))
+        return self.finish_send(batch, self.start_send(batch, &endpoint.prepared))
 
-    cdef Outcome start_send(self, OsTxBatch batch, OsUdpEndpoint endpoint) except *:
+    cdef Outcome start_send(self, OsTxBatch batch, const Prepared *endpoint) except *:
         cdef Outcome outcome
+        cdef Counters counters
+        memset(&counters, 0, sizeof(counters))
         if (batch.pool is not self.pool or batch.slots.v6 != self.v6 or batch.mask != self.send_mask
                 or batch.slots.segment_sizes == NULL):
             raise ConfigError("this transmit batch belongs to another socket: use one made by this socket's tx_batch; "
@@ -611,9 +444,10 @@ cdef class OsUdpSocket:
         self.descriptor.enter()
         batch.slots.busy = True
         with nogil:
-            outcome = self.transmit(batch, endpoint)
+            outcome = self.transmit(batch, endpoint, &counters)
         batch.slots.busy = False
         self.descriptor.leave()
+        add_counters(&self.counters, &counters)
         return outcome
 
     cdef object finish_send(self, OsTxBatch batch, Outcome outcome):
@@ -622,7 +456,7 @@ cdef class OsUdpSocket:
         if self.counters.gso_fallbacks and not self.gso_logged:
             self.gso_logged = True
             log.warning("a large send was refused: this socket now splits %s in software",
-                        "all of them" if self.gso_segments == 1 else f"segments of more than {self.gso_limit} bytes")
+                        "all of them" if self.rules.gso_segments == 1 else f"segments of more than {self.rules.gso_limit} bytes")
         if outcome.refusal == ACCEPTABLE and outcome.error == 0:
             return outcome.accepted
         slot, length = batch.head, batch.slots.lengths[batch.head]
@@ -634,27 +468,11 @@ cdef class OsUdpSocket:
             why = f"its length {length} leaves its frame"
         elif outcome.error == EMSGSIZE:
             why = (f"its {length} bytes are too many for one datagram here (65,507 over IPv4, 65,527 over IPv6, the "
-                   f"MTU where fragments are not allowed)")
+                   "MTU where fragments are not allowed)")
         else:
             why = f"{length} bytes to {batch.packet_at(slot).address[0] or self.remote_address or 'the endpoint'}"
         raise SendError(f"cannot send packet {outcome.accepted}: {why}", outcome.error or EINVAL,
                         accepted=outcome.accepted)
-
-    cdef uint32_t plan(self, OsTxBatch batch, OsUdpEndpoint endpoint, uint32_t first, uint32_t most, bint segment,
-                       Refusal *refusal) noexcept nogil:
-        """One switch per batch picks the loop; every flag in it is a constant."""
-        cdef bint gso = segment and self.gso_segments > 1
-        if endpoint is not None:
-            if gso:
-                return plan_messages(self, batch, batch.pool, endpoint, first, most, refusal, True, True, False)
-            return plan_messages(self, batch, batch.pool, endpoint, first, most, refusal, True, False, False)
-        if self.send_mask:
-            if gso:
-                return plan_messages(self, batch, batch.pool, endpoint, first, most, refusal, False, True, True)
-            return plan_messages(self, batch, batch.pool, endpoint, first, most, refusal, False, False, True)
-        if gso:
-            return plan_messages(self, batch, batch.pool, endpoint, first, most, refusal, False, True, False)
-        return plan_messages(self, batch, batch.pool, endpoint, first, most, refusal, False, False, False)
 
     cdef int hand_over(self, mmsghdr *messages, uint32_t count) noexcept nogil:
         """sendmmsg, or one message with sendmsg; returns how many the kernel took, or -1 with errno."""
@@ -662,9 +480,8 @@ cdef class OsUdpSocket:
             return -1 if sendmsg(self.descriptor.fd, &messages.msg_hdr, MSG_DONTWAIT) < 0 else 1
         return sendmmsg(self.descriptor.fd, messages, count, MSG_DONTWAIT)
 
-    cdef Outcome transmit(self, OsTxBatch batch, OsUdpEndpoint endpoint) noexcept nogil:
+    cdef Outcome transmit(self, OsTxBatch batch, const Prepared *endpoint, Counters *counters) noexcept nogil:
         cdef Slots *slots = &batch.slots
-        cdef Counters *counters = &self.counters
         cdef Planned *planned
         cdef Outcome outcome
         cdef uint32_t slot = batch.head, count, at, refused_size = 0
@@ -673,7 +490,8 @@ cdef class OsUdpSocket:
         outcome.accepted, outcome.error, outcome.refusal = 0, 0, ACCEPTABLE
         while slot < batch.tail:
             # After a refused large send, one plain datagram tells whether it was the size that was refused.
-            count = self.plan(batch, endpoint, slot, MAX_MESSAGES if segment else 1, segment, &outcome.refusal)
+            count = plan(&self.rules, batch, endpoint, slot, MAX_MESSAGES if segment else 1, segment,
+                         &outcome.refusal)
             at = 0
             while at < count:
                 taken = self.hand_over(&batch.messages[at], count - at)
@@ -691,6 +509,7 @@ cdef class OsUdpSocket:
                 at += taken
             if at == count:
                 if refused_size:
+                    counters.gso_fallbacks += 1
                     self.segments_refused(refused_size, outcome.error)
                     refused_size, segment, outcome.error = 0, True, 0
                 if outcome.refusal != ACCEPTABLE:
@@ -701,7 +520,7 @@ cdef class OsUdpSocket:
                 continue
             if errno == ENOSYS and self.batch_calls and count - at > 1:
                 self.batch_calls = False
-                self.gso_segments = 1
+                self.rules.gso_segments = 1
                 continue
             if errno == EAGAIN:
                 counters.would_block += 1
@@ -722,11 +541,10 @@ cdef class OsUdpSocket:
     cdef void segments_refused(self, uint32_t size, int error) noexcept nogil:
         """Segments of `size` bytes did not go together, but one did alone. If it can have been too large for a link,
         smaller ones may still go; otherwise there is no segmentation on this way, and it is not tried again."""
-        self.counters.gso_fallbacks += 1
         if error != EIO and size > ALWAYS_FITS:
-            self.gso_limit = size - 1
+            self.rules.gso_limit = size - 1
         else:
-            self.gso_segments = 1
+            self.rules.gso_segments = 1
             with gil:
                 self.gso_support = Support.NO
 

@@ -50,7 +50,7 @@ cdef tuple _split(object address, str what):
             host = host.removeprefix("[").removesuffix("]")
         elif ":" in host:
             colon = ""          # an IPv6 address without brackets: where the port begins is a guess
-        if not colon or not (text.isascii() and text.isdigit()):
+        if not colon or not (text.isascii() and text.isdigit() and len(text) <= 5):
             raise ConfigError(f"{what} {address!r}: give IP:PORT, [IPv6]:PORT or a tuple (host, port)")
         return host, int(text)
     if isinstance(address, (tuple, list)) and len(address) in (2, 4):
@@ -67,7 +67,9 @@ cdef tuple _split(object address, str what):
 
 cdef int write_host(uint8_t *host, bint v6, object address, str what) except -1:
     """Write 4 or 16 bytes. An IPv4 address on an IPv6 socket is written IPv4-mapped."""
-    cdef bytes text = str(address).encode()
+    cdef bytes text = str(address).encode(errors="backslashreplace")
+    if b"\0" in text:           # inet_pton would stop there
+        raise ConfigError(f"{what} {address!r} is not an IP address")
     if v6:
         if inet_pton(AF_INET6, text, host) == 1:
             return 0
@@ -94,7 +96,10 @@ cdef int write_record(uint8_t *record, bint v6, object address, str what) except
     host = host_text
     if "%" in host:
         host, _, zone = host.partition("%")
-        scope = int(zone) if zone.isascii() and zone.isdigit() and len(zone) < 10 else if_nametoindex(zone.encode())
+        if zone.isascii() and zone.isdigit() and len(zone) < 10:
+            scope = int(zone)
+        elif "\0" not in zone:
+            scope = if_nametoindex(zone.encode(errors="backslashreplace"))
         if scope == 0 or not v6:
             raise ConfigError(f"{what} {address!r}: there is no interface {zone!r} for this address's scope")
     try:

@@ -10,6 +10,9 @@ from pathlib import Path
 from fast_socket.core.errors import ConfigError
 from fast_socket.core.ids import NumaNode, QueueId
 
+#: More than any kernel is built for (CONFIG_NR_CPUS is 8192 at most): a larger number is a mistake.
+MAX_CPU = 65_535
+
 
 @dataclass(frozen=True, slots=True)
 class QueueAffinity:
@@ -46,7 +49,7 @@ def pin_current_thread(cpus: int | Iterable[int]) -> tuple[int, ...]:
     try:
         # On Linux, pid 0 is the calling thread: sched_setaffinity(2).
         os.sched_setaffinity(0, wanted)
-    except (OSError, ValueError, OverflowError) as error:
+    except (OSError, ValueError, OverflowError, TypeError) as error:
         raise ConfigError(
             f"cannot pin {threading.current_thread().name} to CPU {wanted}: {error}; this process may use {before}"
         ) from error
@@ -77,10 +80,13 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
     cpus: list[int] = []
     try:
         for part in filter(None, text.strip().split(",")):
-            first, _, last = part.partition("-")
-            cpus.extend(range(int(first), int(last or first) + 1))
+            first, dash, last = part.partition("-")
+            low, high = int(first), int(last if dash else first)
+            if not 0 <= low <= high <= MAX_CPU:
+                raise ValueError
+            cpus.extend(range(low, high + 1))
     except ValueError:
-        raise ConfigError(f"CPU list {text!r}: give numbers and ranges as in 0-3,8") from None
+        raise ConfigError(f"CPU list {text!r}: give numbers up to {MAX_CPU} and ranges, as in 0-3,8") from None
     return tuple(cpus)
 
 
@@ -91,11 +97,11 @@ def device_queue_affinity(device: str) -> tuple[QueueAffinity, ...]:
     *i*-th CPU that this thread may use, in turn. Raises `ConfigError` for an unknown device.
     """
     sysfs = Path("/sys/class/net") / device
-    if "/" in device or not device or not sysfs.is_dir():
-        try:
-            present = sorted(entry.name for entry in sysfs.parent.iterdir())
-        except OSError:
-            present = []
+    try:
+        present = sorted(entry.name for entry in sysfs.parent.iterdir())
+    except OSError:
+        present = []
+    if device not in present:
         raise ConfigError(f"no device {device!r} here; there are {', '.join(present) or 'none'}")
     queues = len(list((sysfs / "queues").glob("rx-*")))
     usable = available_cpus()

@@ -46,8 +46,14 @@ cdef class Datagrams:
     cdef RecvBatch batch
     cdef uint64_t epoch
     cdef uint32_t vacant
+    cdef size_t count
+    cdef bytes block
+    cdef uint64_t *native_offsets
+    cdef uint32_t *native_lengths
+    cdef uint32_t *native_slots
     cdef readonly object slots
     cdef readonly object offsets
     cdef readonly object lengths
 
     cdef int require_current(self) except -1
+    cdef size_t checked(self, object index) except? 0xFFFFFFFFFFFFFFFF

@@ -15,6 +15,8 @@ Thread rules: one thread at a time. A second one that touches a batch while a sy
 
 cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyBUF_SIMPLE, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.number cimport PyNumber_AsSsize_t
 from cpython.ref cimport Py_REFCNT
 from libc.errno cimport ENOBUFS
 from libc.stddef cimport size_t
@@ -47,8 +49,8 @@ cdef size_t aligned(size_t size) noexcept:
 
 @cython.no_gc
 cdef class Batch:
-    """What receive and transmit batches share. `len` is the length of the columns: received packets, a taken one's place
-    included, or packets that are still to be sent.
+    """What receive and transmit batches share. `len` is the length of the columns: received packets, the
+    places of taken ones included, or packets that are still to be sent.
 
     ``batch[i]`` and iteration give `PacketBuffer` handles; iteration passes over slots whose packet was taken.
     """
@@ -60,6 +62,8 @@ cdef class Batch:
         cdef uint8_t *base
         if not isinstance(capacity, int) or isinstance(capacity, bool) or not 1 <= capacity <= MAX_CAPACITY:
             raise ConfigError(f"batch capacity is {capacity!r}: give an int from 1 to {MAX_CAPACITY}")
+        if not isinstance(metadata, Metadata):
+            raise ConfigError(f"batch metadata is {metadata!r}: give a Metadata")
         self.pool = pool
         self.capacity = n = capacity
         self.metadata = metadata
@@ -136,7 +140,7 @@ cdef class Batch:
         return self.tail - self.head
 
     def __getitem__(self, index):
-        cdef Py_ssize_t at = index, count = self.tail - self.head
+        cdef Py_ssize_t at = PyNumber_AsSsize_t(index, IndexError), count = self.tail - self.head
         if at < 0:
             at += count
         if not 0 <= at < count:
@@ -205,7 +209,7 @@ cdef class Batch:
 
         Zero where the packet is shorter or was taken. Raises `ConfigError` for a negative offset.
         """
-        offset = int(offset)
+        offset = check_field_offset(offset)
         self.require_idle()
         return gather_fields(self.pool, self.slots.frames + self.head, self.slots.offsets + self.head,
                              self.slots.lengths + self.head, self.tail - self.head, offset, dtype)
@@ -215,9 +219,10 @@ cdef object gather_fields(FramePool pool, uint32_t *frames, uint64_t *offsets, u
                           object offset, object dtype):
     """`frames` may be NULL, where every row is present."""
     import numpy
-    result = numpy.zeros(count, dtype=dtype)
-    if result.dtype.hasobject:
-        raise ConfigError(f"gather dtype {dtype!r}: give a dtype of plain bytes")
+    plain = numpy.dtype(dtype)
+    if plain.hasobject or plain.subdtype is not None:
+        raise ConfigError(f"gather dtype {dtype!r}: give a dtype of plain bytes, not of objects or arrays")
+    result = numpy.zeros(count, dtype=plain)
     cdef uint64_t at = check_field_offset(offset)
     cdef size_t size = result.dtype.itemsize
     cdef uint32_t i
@@ -236,7 +241,7 @@ cdef object gather_fields(FramePool pool, uint32_t *frames, uint64_t *offsets, u
 
 
 cdef uint64_t check_field_offset(object offset) except? 0xFFFFFFFFFFFFFFFF:
-    if not 0 <= offset <= 0xFFFFFFFF:
+    if not isinstance(offset, int) or not 0 <= int(offset) <= 0xFFFFFFFF:
         raise ConfigError(f"field offset is {offset}: give a byte offset from 0")
     return offset
 
@@ -423,17 +428,18 @@ cdef class Datagrams:
         cdef uint32_t i, stride, left
         cdef size_t total = 0, at = 0
         cdef uint64_t offset
+        batch.require_idle()
         self.batch, self.epoch, self.vacant = batch, source.epoch, source.vacant
         for i in range(batch.head, batch.tail):
             if source.frames[i] != NO_FRAME:
                 stride = source.segment_sizes[i] if source.segment_sizes != NULL else 0
                 total += (source.lengths[i] + stride - 1) // stride if stride and source.lengths[i] else 1
-        self.slots = numpy.empty(total, numpy.uint32)
-        self.offsets = numpy.empty(total, numpy.uint64)
-        self.lengths = numpy.empty(total, numpy.uint32)
-        cdef uint32_t[::1] slots = self.slots
-        cdef uint64_t[::1] offsets = self.offsets
-        cdef uint32_t[::1] lengths = self.lengths
+        # Columns over bytes: unlike arrays that own their data, nobody can make them writable.
+        self.count = total
+        self.block = PyBytes_FromStringAndSize(NULL, 16 * total)
+        self.native_offsets = <uint64_t *> PyBytes_AS_STRING(self.block)
+        self.native_lengths = <uint32_t *> (self.native_offsets + total)
+        self.native_slots = self.native_lengths + total
         for i in range(batch.head, batch.tail):
             if source.frames[i] == NO_FRAME:
                 continue
@@ -442,14 +448,17 @@ cdef class Datagrams:
             if stride == 0:
                 stride = left
             while True:
-                slots[at], offsets[at], lengths[at] = i - batch.head, offset, min(stride, left)
+                self.native_offsets[at] = offset
+                self.native_lengths[at] = min(stride, left)
+                self.native_slots[at] = i - batch.head
                 at += 1
                 if left <= stride:
                     break
                 left -= stride
                 offset += stride
-        for made in (self.slots, self.offsets, self.lengths):
-            made.flags.writeable = False
+        self.offsets = numpy.frombuffer(self.block, numpy.uint64, total)
+        self.lengths = numpy.frombuffer(self.block, numpy.uint32, total, 8 * total)
+        self.slots = numpy.frombuffer(self.block, numpy.uint32, total, 12 * total)
 
     cdef int require_current(self) except -1:
         self.batch.require_idle()
@@ -457,14 +466,22 @@ cdef class Datagrams:
             raise BufferTakenError("the batch was received into again: walk it anew")
         return 0
 
+    cdef size_t checked(self, object index) except? 0xFFFFFFFFFFFFFFFF:
+        cdef Py_ssize_t at = PyNumber_AsSsize_t(index, IndexError)
+        self.require_current()
+        if at < 0:
+            at += self.count
+        if not 0 <= at < <Py_ssize_t> self.count:
+            raise IndexError(f"datagram {index} of {self.count}")
+        return at
+
     def __len__(self):
-        return len(self.slots)
+        return self.count
 
     def __getitem__(self, index):
-        self.require_current()
-        cdef uint32_t slot = self.slots[index]
-        cdef uint64_t offset = self.offsets[index]
-        cdef uint32_t length = self.lengths[index]
+        cdef size_t at = self.checked(index)
+        cdef uint32_t slot = self.native_slots[at], length = self.native_lengths[at]
+        cdef uint64_t offset = self.native_offsets[at]
         cdef Slots *slots = &self.batch.slots
         if (slots.frames[slot] == NO_FRAME or offset < slots.offsets[slot]
                 or offset + length > slots.offsets[slot] + slots.lengths[slot]):
@@ -476,20 +493,17 @@ cdef class Datagrams:
 
     def source(self, index):
         """(host, port) that datagram `index` came from."""
-        self.require_current()
+        cdef size_t at = self.checked(index)
         return read_record(self.batch.slots.addresses
-                           + <size_t> <uint32_t> self.slots[index] * self.batch.slots.address_stride)
+                           + <size_t> self.native_slots[at] * self.batch.slots.address_stride)
 
     def gather(self, offset, dtype):
         """Column of the field at byte `offset` of every datagram, as `RecvBatch.gather`."""
+        offset = check_field_offset(offset)
         self.require_current()
         if self.batch.slots.vacant != self.vacant:
             raise BufferTakenError("packets were taken since the walk: gather first")
-        cdef const uint64_t[::1] offsets = self.offsets
-        cdef const uint32_t[::1] lengths = self.lengths
-        if not len(self):
-            return gather_fields(self.batch.pool, NULL, NULL, NULL, 0, offset, dtype)
-        return gather_fields(self.batch.pool, NULL, <uint64_t *> &offsets[0], <uint32_t *> &lengths[0], len(self),
+        return gather_fields(self.batch.pool, NULL, self.native_offsets, self.native_lengths, <uint32_t> self.count,
                              offset, dtype)
 
 
@@ -611,7 +625,8 @@ cdef class TxBatch(Batch):
     def segment_sizes(self):
         """uint32[n], writable: a packet longer than this leaves as datagrams of this size (GSO, or split in native
         code where there is none); 0 sends it as one datagram."""
-        return self.column("segment_sizes", self.slots.segment_sizes, b"I", 4, 4, 1, False)
+        return self.optional_column("segment_sizes", self.slots.segment_sizes, b"I", 4, 4, 1, False,
+                                    "a tx_batch that segments")
 
     @property
     def source_addresses(self):
@@ -643,12 +658,9 @@ cdef class TxBatch(Batch):
     def allocate(self, count=None):
         """Take `count` empty frames from the pool into further slots, all that fit by default; returns how many there
         were. Raises `ConfigError` for a negative count."""
+        cdef uint32_t wanted = check_count(count, "allocate")
         self.require_idle()
-        if count is None:
-            count = self.capacity
-        if not 0 <= count <= 0xFFFFFFFF:
-            raise ConfigError(f"allocate({count}): give a count from 0, or none for all that fit")
-        return self.take_frames(count)
+        return self.take_frames(wanted)
 
     def fill(self, payload):
         """Write the payload of every pending slot: one bytes-like for all, or a C-contiguous 2-D array with a row for
@@ -815,10 +827,17 @@ cdef class TxBatch(Batch):
     def discard(self, count=None):
         """Return the frames of the first `count` pending slots, all by default, to the pool without sending; returns
         how many there were."""
-        cdef uint32_t pending = self.tail - self.head
+        cdef uint32_t wanted = check_count(count, "discard")
         self.claim()
-        if count is not None and count < 0:
-            raise ConfigError(f"discard({count}): give a count from 0, or none for all")
-        pending = pending if count is None else min(pending, count)
-        self.accept(pending)
-        return pending
+        wanted = min(wanted, self.tail - self.head)
+        self.accept(wanted)
+        return wanted
+
+
+cdef uint32_t check_count(object count, str what) except? 0xFFFFFFFF:
+    """A count as a C integer, with nothing of the caller's left to run afterwards; None is all."""
+    if count is None:
+        return 0xFFFFFFFF
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= int(count) <= 0xFFFFFFFF:
+        raise ConfigError(f"{what}({count!r}): give an int from 0, or nothing for all")
+    return int(count)

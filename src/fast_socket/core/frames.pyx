@@ -15,7 +15,7 @@ Invariants
 """
 
 cimport cython
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from fast_socket.core.memory cimport Region
 
@@ -43,18 +43,21 @@ cdef class FramePool:
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_FRAMES:
                 raise ConfigError(f"FramePool.{name} is {value!r}: give an int from 0 to {MAX_FRAMES}")
         for name, value in (("rx_layout", rx_layout), ("tx_layout", tx_layout)):
-            if not isinstance(value, BufferLayout):
+            if type(value) is not BufferLayout:        # a subclass could answer otherwise every time it is asked
                 raise ConfigError(f"FramePool.{name} is {value!r}: give a BufferLayout")
         self.rx_frames, self.tx_frames = rx_frames, tx_frames
         self.rx_layout, self.tx_layout = rx_layout, tx_layout
-        g.rx_frames, g.rx_chunk, g.tx_chunk = rx_frames, rx_layout.chunk_size, tx_layout.chunk_size
+        g.rx_frames, g.rx_chunk, g.tx_chunk = self.rx_frames, rx_layout.chunk_size, tx_layout.chunk_size
         g.rx_payload, g.tx_payload = rx_layout.payload_offset, tx_layout.payload_offset
         g.rx_reserved, g.tx_reserved = rx_layout.l2_headroom, tx_layout.l2_headroom
+        if not (g.rx_reserved <= g.rx_payload < g.rx_chunk <= 1 << 30
+                and g.tx_reserved <= g.tx_payload < g.tx_chunk <= 1 << 30):
+            raise ConfigError("the layouts were changed after they were made: make new ones")
         # The transmit part starts at a multiple of its own chunk size, so that aligned chunks stay aligned.
-        g.tx_start = -(-rx_frames * rx_layout.chunk_size // tx_layout.chunk_size) * tx_layout.chunk_size
-        self.memory = Region(g.tx_start + tx_frames * tx_layout.chunk_size)
+        g.tx_start = (<uint64_t> g.rx_frames * g.rx_chunk + g.tx_chunk - 1) // g.tx_chunk * g.tx_chunk
+        self.memory = Region(g.tx_start + <uint64_t> self.tx_frames * g.tx_chunk)
         self.base = self.memory.base
-        self.stacks = Region((rx_frames + tx_frames) * sizeof(uint32_t))
+        self.stacks = Region((<size_t> self.rx_frames + self.tx_frames) * sizeof(uint32_t))
         self.rx_stack = <uint32_t *> self.stacks.base
         self.tx_stack = self.rx_stack + self.rx_frames
         for i in range(self.rx_frames + self.tx_frames):

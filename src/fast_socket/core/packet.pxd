@@ -42,7 +42,7 @@ cdef class Packet:
 @cython.final
 cdef class PacketBuffer(Packet):
     cdef int locate_unexported(self) except -1
-    cdef void store(self) noexcept
+    cdef void store(self, uint32_t before) noexcept
     cdef int _grow(self, object data, bint front) except -1
     cdef int _trim(self, object size, bint front) except -1
 

@@ -12,10 +12,11 @@ under it raises `BufferError`; the view itself keeps the packet, and the packet 
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo, PyObject_GetBuffer, PyBuffer_Release, PyBUF_SIMPLE
+from cpython.number cimport PyNumber_AsSsize_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
-from fast_socket.core.addresses cimport read_host, read_record, write_record
+from fast_socket.core.addresses cimport STRIDE_V4, STRIDE_V6, read_host, read_record, write_record
 from fast_socket.core.frames cimport FramePool, NO_FRAME, Slots, chunk_end, lowest_start, put_frame
 
 from fast_socket.core.errors import BufferTakenError, ConfigError, Error
@@ -151,7 +152,7 @@ cdef class Packet:
             return f"<{type(self).__name__}, gone>"
 
     cdef const uint8_t *bounded(self, object start, Py_ssize_t size) except NULL:
-        cdef Py_ssize_t at = start
+        cdef Py_ssize_t at = PyNumber_AsSsize_t(start, IndexError)
         self.locate()
         if at < 0 or size < 0 or at > <Py_ssize_t> self.length - size:
             raise IndexError(f"{size} bytes at offset {at} are not inside a packet of {self.length} bytes")
@@ -159,7 +160,7 @@ cdef class Packet:
 
     def read(self, start, size):
         """`size` bytes from offset `start`. Raises `IndexError` where the packet is shorter."""
-        cdef Py_ssize_t wanted = size
+        cdef Py_ssize_t wanted = PyNumber_AsSsize_t(size, IndexError)
         return (<const char *> self.bounded(start, wanted))[:wanted]
 
     def u8(self, start):
@@ -193,10 +194,13 @@ cdef class Packet:
 
     @address.setter
     def address(self, value):
-        self.locate()
+        cdef uint8_t record[STRIDE_V6]
         if self.frozen:
             raise TypeError("a frozen packet cannot be changed")
-        write_record(self.record(), self.v6, value, "address")
+        # Reading an address can run anybody's code: only then look where it goes.
+        write_record(record, self.v6, value, "address")
+        self.locate()
+        memcpy(self.record(), record, STRIDE_V6 if self.v6 else STRIDE_V4)
 
     def meta(self):
         """This packet's metadata, as far as its socket delivers it: a `UdpRecvMeta`."""
@@ -236,11 +240,18 @@ cdef class PacketBuffer(Packet):
             raise BufferError(f"{self.exports} memoryview(s) of this packet exist: release them first")
         return 0
 
-    cdef void store(self) noexcept:
-        """Write a changed offset and length back to where the batch keeps them."""
+    cdef void store(self, uint32_t before) noexcept:
+        """Write a changed offset and length back to where the batch keeps them. `before` is the old length: a packet
+        that was a single datagram stays one, whatever its size."""
+        cdef uint32_t *segment_size = &self.meta_copy.segment_size
         if self.slots != NULL:
             self.slots.offsets[self.slot] = self.offset
             self.slots.lengths[self.slot] = self.length
+            if self.slots.segment_sizes == NULL or self.slots.transmit:
+                return
+            segment_size = &self.slots.segment_sizes[self.slot]
+        if segment_size[0] >= before:
+            segment_size[0] = self.length
 
     @property
     def headroom(self):
@@ -276,7 +287,7 @@ cdef class PacketBuffer(Packet):
                 self.offset -= source.len
             memmove(self.pool.base + self.offset + (0 if front else self.length), source.buf, source.len)
             self.length += <uint32_t> source.len
-            self.store()
+            self.store(self.length - <uint32_t> source.len)
         finally:
             PyBuffer_Release(&source)
         return 0
@@ -300,14 +311,14 @@ cdef class PacketBuffer(Packet):
         self._trim(size, False)
 
     cdef int _trim(self, object size, bint front) except -1:
-        cdef Py_ssize_t cut = size
+        cdef Py_ssize_t cut = PyNumber_AsSsize_t(size, IndexError)
         self.locate_unexported()
         if not 0 <= cut <= <Py_ssize_t> self.length:
             raise IndexError(f"cannot cut {cut} bytes off a packet of {self.length} bytes")
         self.length -= <uint32_t> cut
         if front:
             self.offset += cut
-        self.store()
+        self.store(self.length + <uint32_t> cut)
         return 0
 
     def take(self):
@@ -350,9 +361,10 @@ cdef class FrozenPacket(Packet):
 
     def __eq__(self, other):
         try:
-            return self.__bytes__() == bytes(memoryview(other))
-        except TypeError:
+            view = memoryview(other)
+        except (TypeError, ValueError, BufferError):
             return NotImplemented
+        return self.__bytes__() == bytes(view)
 
 
 cdef PacketBuffer packet_in_batch(FramePool pool, Slots *slots, uint32_t slot, PacketBuffer reuse):

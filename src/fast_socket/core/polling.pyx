@@ -140,6 +140,8 @@ cdef class Driver:
         try:
             if descriptor.wake < 0 and not spin and timeout != 0:
                 descriptor.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+                if descriptor.wake < 0:
+                    raise Error("cannot make the eventfd that ends a wait when the socket is closed", errno)
             fds[0].fd, fds[0].events = descriptor.fd, events
             fds[1].fd, fds[1].events = descriptor.wake, POLLIN
             fds[0].revents = fds[1].revents = 0

@@ -7,6 +7,7 @@ Code written against a trait keeps the concrete types of the backend it is used 
 A backend's classes satisfy the traits structurally; they inherit from nothing, so nothing is dispatched at run time.
 """
 
+from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from fast_socket.core.affinity import QueueAffinity
@@ -88,7 +89,9 @@ class _PacketSocket(Protocol[Rx, Tx_co, Driver_co]):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, *exc: object) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None, /
+    ) -> None: ...
 
 
 class UdpSocket(_PacketSocket[Rx, Tx, Driver_co], Protocol[Rx, Tx, Driver_co, Endpoint]):

@@ -18,7 +18,8 @@ cdef struct TxControl:
     int64_t departure_time
     uint8_t ecn
     uint8_t ttl
-    uint8_t tos                     # the socket's own, whose upper six bits an ECN message keeps
+    uint8_t tos                     # the socket's own, whose upper six bits an ECN message keeps: for IPv4 peers
+    uint8_t traffic_class           # and for IPv6 ones
 
 
 cdef void read_control(msghdr *message, Slots *slots, uint32_t slot) noexcept nogil

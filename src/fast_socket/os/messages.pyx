@@ -116,7 +116,7 @@ cdef size_t write_control(uint8_t *buffer, const TxControl *control, const uint8
     cdef int size
     cdef bint peer_v6 = v6 and not is_mapped(record + HOST_V6_OFFSET)
     if control.ecn != ECN_DEFAULT:
-        value = (control.tos & 0xFC) | (control.ecn & 3)
+        value = ((control.traffic_class if peer_v6 else control.tos) & 0xFC) | (control.ecn & 3)
         memcpy(start_message(buffer, &used, IPPROTO_IPV6 if peer_v6 else IPPROTO_IP, IPV6_TCLASS if peer_v6 else IP_TOS,
                              sizeof(value)), &value, sizeof(value))
     if control.ttl:

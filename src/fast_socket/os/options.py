@@ -3,6 +3,7 @@
 Python's socket module lacks many constants of Linux; they are defined here and nowhere else, each with its source.
 """
 
+import contextlib
 import errno
 import logging
 import socket
@@ -105,7 +106,7 @@ class OsUdpOptions(TypedDict, total=False):
     reuse_address: bool
     """SO_REUSEADDR. Default False."""
     incoming_cpu: int | None
-    """SO_INCOMING_CPU: prefer packets handled on this CPU, among sockets that share a port (Linux 6.1 to set)."""
+    """SO_INCOMING_CPU: prefer packets handled on this CPU, among sockets that share a port (Linux 4.4)."""
     device: str | None
     """SO_BINDTODEVICE: only this interface."""
     v6only: bool | None
@@ -187,6 +188,15 @@ class CheckedOptions:
     batch_calls: bool = True
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.default is not None:
+                raise ConfigError(f"{field.name} is None: leave it out for the default, {field.default!r}")
+            if isinstance(field.default, bool) and not isinstance(value, bool):
+                raise ConfigError(f"{field.name} is {value!r}: give True or False")
+        for name in ("v6only", "multicast_loop"):
+            if not isinstance(getattr(self, name), bool | None):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}: give True, False or None")
         for name, least, most in (
             ("rx_frames", 0, 1 << 24),
             ("tx_frames", 0, 1 << 24),
@@ -290,11 +300,8 @@ def open_connected(remote: Address, local: Address | None, options: CheckedOptio
 
 
 def adopt(sock: socket.socket, options: CheckedOptions) -> socket.socket:
-    """Check a socket that somebody else made, apply the options, and take its descriptor over.
-
-    On success the given object is detached, as by `socket.detach`; on an error it still owns its descriptor. Raises
-    `ConfigError` for anything but an open UDP socket.
-    """
+    """Check a socket that somebody else made, and apply the options. Raises `ConfigError` for anything but an open UDP
+    socket."""
     if not isinstance(sock, socket.socket):
         raise ConfigError(f"from_socket({sock!r}): give a socket.socket")
     if sock.fileno() < 0:
@@ -304,7 +311,11 @@ def adopt(sock: socket.socket, options: CheckedOptions) -> socket.socket:
     if sock.family not in (socket.AF_INET, socket.AF_INET6) or kind != socket.SOCK_DGRAM or protocol != SOL_UDP:
         raise ConfigError(f"from_socket({sock!r}): give a UDP socket over IPv4 or IPv6")
     apply(sock, options, adopted=True)
-    return socket.socket(fileno=sock.detach())
+    # Left on by its former owner, these would cut a datagram into several, or deliver several as one, unseen.
+    for option, wanted in ((UDP_SEGMENT, False), (UDP_GRO, options.gro)):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(SOL_UDP, option, int(wanted))
+    return sock
 
 
 def _resolved(host: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
@@ -360,7 +371,7 @@ def apply(sock: socket.socket, options: CheckedOptions, *, adopted: bool) -> Non
     if o.device is not None:
         put(f"device {o.device!r}", base, socket.SO_BINDTODEVICE, o.device.encode() + b"\0", "an existing interface")
     if o.incoming_cpu is not None:
-        put("incoming_cpu", base, SO_INCOMING_CPU, o.incoming_cpu, "Linux 6.1")
+        put("incoming_cpu", base, SO_INCOMING_CPU, o.incoming_cpu, "Linux 4.4")
     if o.recv_buffer is not None:
         _set_buffer(sock, "recv_buffer", o.recv_buffer, SO_RCVBUFFORCE, socket.SO_RCVBUF)
     if o.send_buffer is not None:
@@ -395,10 +406,8 @@ def apply(sock: socket.socket, options: CheckedOptions, *, adopted: bool) -> Non
     if Metadata.TTL in o.metadata:
         put_ip("metadata TTL", IP_RECVTTL, socket.IPV6_RECVHOPLIMIT, 1)
     if Metadata.LOCAL in o.metadata:
-        if v6:
-            put("metadata LOCAL", ipv6, socket.IPV6_RECVPKTINFO, 1)
-        else:
-            put("metadata LOCAL", ip, IP_PKTINFO, 1)
+        # An IPv6 socket asks for both: of a directed broadcast only IPv4's message says where to answer from.
+        put_ip("metadata LOCAL", IP_PKTINFO, socket.IPV6_RECVPKTINFO, 1)
     if Metadata.HARDWARE_TIMESTAMP in o.metadata:
         flags = (
             SOF_TIMESTAMPING_RX_HARDWARE
@@ -478,6 +487,17 @@ def kernel_drops(sock: socket.socket) -> int | None:
     except OSError:
         return None
     return int(struct.unpack_from("@I", values, 4 * SK_MEMINFO_DROPS)[0])
+
+
+def sending_state(sock: socket.socket) -> tuple[int, int, tuple[Any, ...] | None]:
+    """The TOS byte for IPv4 peers, the traffic class for IPv6 ones, and the peer if the socket is connected."""
+    try:
+        peer = sock.getpeername()
+    except OSError:
+        peer = None
+    v6 = sock.family == socket.AF_INET6
+    traffic_class = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS) if v6 else 0
+    return sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS), traffic_class, peer
 
 
 def path_mtu(sock: socket.socket) -> int:

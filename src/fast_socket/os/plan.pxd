@@ -19,7 +19,8 @@ cdef struct Rules:
     uint32_t gso_limit          # the largest segment that was not refused
     bint per_slot_control       # the batch's columns may ask for control messages
     bint connected
-    uint8_t tos                 # the socket's own
+    uint8_t tos                 # the socket's own, for IPv4 peers
+    uint8_t traffic_class       # and for IPv6 ones
     uint8_t peer[32]            # the connected peer's address record
 
 

@@ -79,7 +79,8 @@ cdef size_t write_slot_control(const Rules *rules, const Slots *slots, uint32_t 
     """The control messages that a slot's columns ask for; returns the bytes used."""
     cdef TxControl wanted
     wanted.source_host, wanted.interface, wanted.departure_time = NULL, 0, 0
-    wanted.ecn, wanted.ttl, wanted.tos = ECN_DEFAULT, 0, rules.tos
+    wanted.ecn, wanted.ttl = ECN_DEFAULT, 0
+    wanted.tos, wanted.traffic_class = rules.tos, rules.traffic_class
     if slots.local_hosts != NULL:
         wanted.source_host = slots.local_hosts + <size_t> slot * slots.host_size
         wanted.interface = slots.interfaces[slot]

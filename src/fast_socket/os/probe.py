@@ -10,7 +10,7 @@ from fast_socket.os.options import SOL_UDP, UDP_GRO, UDP_SEGMENT
 
 log = logging.getLogger("fast_socket.os")
 
-#: UDP_MAX_SEGMENTS in include/linux/udp.h: 64, and 128 since Linux 6.12.
+#: UDP_MAX_SEGMENTS in include/linux/udp.h: 64 in older kernels, 128 in newer ones.
 SEGMENT_LIMITS = (128, 64)
 
 

@@ -41,8 +41,6 @@ cdef class OsUdpSocket:
     cdef Driver _driver
     cdef readonly FramePool pool
     cdef readonly object metadata
-    cdef object options
-    cdef object socket              # the standard library's view of the same descriptor, for options; never closed
     cdef bint v6
     cdef bint gro
     cdef unsigned int recv_mask     # Metadata that receives deliver

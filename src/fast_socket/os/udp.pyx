@@ -24,11 +24,13 @@ from libc.errno cimport (
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from fast_socket.core.addresses cimport RECORD_V4, RECORD_V6, write_host, write_record
+from fast_socket.core.addresses cimport RECORD_V4, RECORD_V6, read_record, write_host, write_record
 from fast_socket.core.frames cimport Slots
 from fast_socket.core.polling cimport Descriptor
 from fast_socket.os.batch cimport MAX_MESSAGES, OsRecvBatch, OsTxBatch, Planned
-from fast_socket.os.linux cimport MSG_DONTWAIT, MSG_ERRQUEUE, MSG_TRUNC, mmsghdr, msghdr, recvmmsg, recvmsg, sendmmsg, sendmsg
+from fast_socket.os.linux cimport (
+    MSG_DONTWAIT, MSG_ERRQUEUE, MSG_TRUNC, mmsghdr, msghdr, recvmmsg, recvmsg, sendmmsg, sendmsg,
+)
 from fast_socket.os.messages cimport ECN_DEFAULT, RX_CONTROL_SIZE, TxControl, read_control, write_control
 from fast_socket.os.plan cimport ACCEPTABLE, NO_DESTINATION, OUTSIDE_FRAME, WRONG_LENGTH, Prepared, plan
 
@@ -75,8 +77,8 @@ cdef void add_counters(Counters *total, const Counters *more) noexcept:
 @cython.final
 cdef class OsUdpEndpoint:
     """A peer with its address and control messages ready: made by `OsUdpSocket.prepare_udp_endpoint`. Immutable; any
-    thread may use it, and so may other sockets of the same family (an endpoint with `ecn` carries the DSCP of the socket
-    that made it)."""
+    thread may use it, and so may other sockets of the same family (one with `ecn` carries the DSCP of the socket that
+    made it)."""
 
     def __cinit__(self, key=None):
         if key is not KEY:
@@ -87,7 +89,6 @@ cdef class OsUdpEndpoint:
 
 
 @cython.final
-@cython.no_gc_clear
 cdef class OsUdpSocket:
     """A UDP socket of the operating system that moves batches. Make one with `bind`, `connect` or `from_socket`; the
     keyword options of all three are those of `OsUdpOptions`.
@@ -140,11 +141,10 @@ cdef class OsUdpSocket:
 
     cdef int open(self, object sock, object options) except -1:
         """Take over a standard socket that has its options."""
-        # From here on the descriptor belongs to `descriptor`; the standard object is a view that must not close it.
-        self.descriptor = Descriptor(sock.fileno(), "socket")
-        self.socket = sock
         self.v6 = sock.family == stdlib_socket.AF_INET6
-        self.options, self.metadata = options, options.metadata
+        # Detached, not kept: the collector may run a socket object's finaliser when the number is somebody else's.
+        self.descriptor = Descriptor(sock.detach(), "socket")
+        self.metadata = options.metadata
         self._driver = options.driver(self.descriptor, min_batch=options.min_batch, max_wait=options.max_wait)
         self.gro = options.gro
         self.recv_mask = (options.metadata & RECV_METADATA).value
@@ -153,21 +153,15 @@ cdef class OsUdpSocket:
         self.batch_calls = options.batch_calls
         self.error_queue = options.report_enobufs
         self.raise_icmp = options.icmp_errors == "raise"
-        self.rules.tos = (sock.getsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_TCLASS) if self.v6 else
-                          sock.getsockopt(stdlib_socket.IPPROTO_IP, stdlib_socket.IP_TOS))
         self.gso_support, self.rules.gso_segments, self.rules.gso_limit = Support.NO, 1, NO_LIMIT
         if options.gso and options.batch_calls:
             self.gso_support, self.rules.gso_segments = probe_gso(self.v6)
-        try:
-            write_record(self.rules.peer, self.v6, sock.getpeername(), "peer")
+        tos, traffic_class, peer = self._ask(os_options.sending_state)
+        self.rules.tos, self.rules.traffic_class = tos, traffic_class
+        if peer is not None:
+            write_record(self.rules.peer, self.v6, peer, "peer")
             self.rules.connected = True
-        except OSError:
-            pass
         return 0
-
-    def __dealloc__(self):
-        if self.socket is not None:
-            self.socket.detach()
 
     def __repr__(self):
         return "<OsUdpSocket closed>" if self.descriptor.closed else f"<OsUdpSocket {self.local_address}>"
@@ -199,12 +193,19 @@ cdef class OsUdpSocket:
     @property
     def local_address(self):
         """(host, port) that the socket is bound to."""
-        return self._ask(lambda sock: sock.getsockname()[:2])
+        return self._readable(self._ask(lambda sock: sock.getsockname()))
 
     @property
     def remote_address(self):
         """(host, port) that the socket is connected to, or None."""
-        return self._ask(lambda sock: sock.getpeername()[:2]) if self.rules.connected else None
+        return self._readable(self._ask(lambda sock: sock.getpeername())) if self.rules.connected else None
+
+    def _readable(self, name):
+        """A socket name in the form that packets show: with its scope, and IPv4 as IPv4."""
+        cdef uint8_t record[32]
+        write_record(record, self.v6, name, "address")
+        host, port = read_record(record)
+        return host or name[0], port
 
     @property
     def recv_buffer_size(self):
@@ -222,10 +223,15 @@ cdef class OsUdpSocket:
         return self._ask(os_options.path_mtu)
 
     def _ask(self, question):
-        """Something of the standard socket, while the descriptor is sure to be ours."""
+        """Ask something of a standard socket object over the descriptor, while that is sure to be ours."""
         self.descriptor.enter()
         try:
-            return question(self.socket)
+            sock = stdlib_socket.socket(stdlib_socket.AF_INET6 if self.v6 else stdlib_socket.AF_INET,
+                                        stdlib_socket.SOCK_DGRAM, 0, self.descriptor.fd)
+            try:
+                return question(sock)
+            finally:
+                sock.detach()
         finally:
             self.descriptor.leave()
 
@@ -242,7 +248,7 @@ cdef class OsUdpSocket:
         """What this socket can do, as built and as found: a `UdpCapabilities`."""
         return UdpCapabilities(
             batch_calls=self.batch_calls,
-            gso=self.gso_support,
+            gso=self.gso_support if self.rules.gso_segments > 1 else Support.NO,
             gro=probe_gro(self.v6) if self.gro else Support.NO,
             max_gso_segments=self.rules.gso_segments,
             max_payload=min(self.pool.geometry.tx_chunk - self.pool.geometry.tx_payload, 65_527 if self.v6 else 65_507),
@@ -296,7 +302,7 @@ cdef class OsUdpSocket:
         prepared.payload_len = -1 if spec.payload_len is None else spec.payload_len
         control.source_host, control.interface, control.departure_time = NULL, 0, 0
         control.ecn = ECN_DEFAULT if spec.ecn is None else int(spec.ecn)
-        control.ttl, control.tos = spec.ttl or 0, self.rules.tos
+        control.ttl, control.tos, control.traffic_class = spec.ttl or 0, self.rules.tos, self.rules.traffic_class
         if spec.source is not None:
             write_host(host, self.v6, spec.source, "UdpEndpointSpec.source")
             control.source_host = host
@@ -363,7 +369,7 @@ cdef class OsUdpSocket:
                 if errno == EINTR:
                     continue
                 if errno == ENOSYS and self.batch_calls:
-                    self.batch_calls = False
+                    self.batch_calls, self.rules.gso_segments = False, 1
                     continue
                 if errno == EAGAIN:
                     if self.error_queue:
@@ -377,7 +383,7 @@ cdef class OsUdpSocket:
                     break
                 error[0] = errno
                 break
-            last = done + <uint32_t> count
+            last = done + count
             for i in range(done, last):
                 message = &batch.messages[i]
                 length = message.msg_len
@@ -455,8 +461,10 @@ cdef class OsUdpSocket:
         batch.accept(outcome.accepted)
         if self.counters.gso_fallbacks and not self.gso_logged:
             self.gso_logged = True
-            log.warning("a large send was refused: this socket now splits %s in software",
-                        "all of them" if self.rules.gso_segments == 1 else f"segments of more than {self.rules.gso_limit} bytes")
+            which = "all"
+            if self.rules.gso_segments > 1:
+                which = f"segments of more than {self.rules.gso_limit} bytes"
+            log.warning("a large send was refused: this socket now splits %s in software", which)
         if outcome.refusal == ACCEPTABLE and outcome.error == 0:
             return outcome.accepted
         slot, length = batch.head, batch.slots.lengths[batch.head]
@@ -507,6 +515,7 @@ cdef class OsUdpSocket:
                     counters.sent_bytes += planned.bytes
                     counters.gso_sends += planned.segment_size != 0
                 at += taken
+                retried = False
             if at == count:
                 if refused_size:
                     counters.gso_fallbacks += 1
@@ -519,11 +528,12 @@ cdef class OsUdpSocket:
             if errno == EINTR:
                 continue
             if errno == ENOSYS and self.batch_calls and count - at > 1:
-                self.batch_calls = False
-                self.rules.gso_segments = 1
+                self.batch_calls, self.rules.gso_segments = False, 1
                 continue
             if errno == EAGAIN:
                 counters.would_block += 1
+                if self.error_queue:
+                    counters.stale_errors += self.drain_errors()
                 outcome.error = 0
                 break
             if batch.planned[at].segment_size and (errno == EIO or errno == EINVAL or errno == EMSGSIZE):
@@ -545,8 +555,6 @@ cdef class OsUdpSocket:
             self.rules.gso_limit = size - 1
         else:
             self.rules.gso_segments = 1
-            with gil:
-                self.gso_support = Support.NO
 
 
 cdef inline void preset_columns(Slots *slots, uint32_t slot, uint32_t length) noexcept nogil:

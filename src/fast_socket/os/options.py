@@ -78,7 +78,7 @@ DEFAULT_PAYLOAD = 2048
 class OsUdpOptions(TypedDict, total=False):
     """Keyword options of `OsUdpSocket.bind`, `connect` and `from_socket`. All are optional.
 
-    Beside them stands ``driver=WaitDriver`` (the default) or ``driver=BusyPollDriver``, which decides the socket's type.
+    Beside them stands ``driver=WaitDriver`` (the default) or ``driver=BusyPollDriver``: it decides the socket's type.
     """
 
     gso: bool
@@ -146,8 +146,8 @@ class OsUdpOptions(TypedDict, total=False):
     """What an ICMP error for an earlier datagram does to the next call of a connected socket: "count" makes the
     call again and counts it in stats().stale_errors, and raises only what persists on send; "raise" raises it."""
     batch_calls: bool
-    """False: one system call per datagram, no GSO (and gro=True is refused), for systems without sendmmsg and recvmmsg. It is
-    chosen by itself where the kernel refuses them. Default True."""
+    """False: one system call per datagram, no GSO (and gro=True is refused), for systems without sendmmsg and
+    recvmmsg. It is chosen by itself where the kernel refuses them. Default True."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -457,12 +457,12 @@ def membership(sock: socket.socket, group: str, interface: str | None, source: s
         raise ConfigError(f"{group} is not a multicast address: give one of 224.0.0.0/4 or ff00::/8")
     if origin is not None and origin.version != address.version:
         raise ConfigError(f"group {group} and source {source} are of different families")
-    if address.version == 6 and sock.family != socket.AF_INET6:  # noqa: PLR2004
+    if address.version == 6 and sock.family != socket.AF_INET6:
         raise ConfigError(f"group {group} is IPv6, but the socket is IPv4")
     index = interface_index(interface, "interface") if interface else 0
     # struct group_req and group_source_req (RFC 3678): the index, padded, then sockaddr_storages of 128 bytes.
     request = struct.pack("@I4x", index) + b"".join(
-        (struct.pack("@HH4s", socket.AF_INET, 0, a.packed) if a.version == 4  # noqa: PLR2004
+        (struct.pack("@HH4s", socket.AF_INET, 0, a.packed) if a.version == 4
          else struct.pack("@HHI16sI", socket.AF_INET6, 0, 0, a.packed, 0)).ljust(128, b"\0")
         for a in (address, origin)
         if a is not None
@@ -471,7 +471,7 @@ def membership(sock: socket.socket, group: str, interface: str | None, source: s
         option = MCAST_JOIN_GROUP if join else MCAST_LEAVE_GROUP
     else:
         option = MCAST_JOIN_SOURCE_GROUP if join else MCAST_LEAVE_SOURCE_GROUP
-    level = socket.IPPROTO_IP if address.version == 4 else socket.IPPROTO_IPV6  # noqa: PLR2004
+    level = socket.IPPROTO_IP if address.version == 4 else socket.IPPROTO_IPV6
     try:
         sock.setsockopt(level, option, request)
     except OSError as error:

@@ -14,6 +14,7 @@ from fast_socket.os.batch import OsRecvBatch, OsTxBatch
 from fast_socket.os.options import OsUdpOptions
 
 D = TypeVar("D", WaitDriver, BusyPollDriver)
+Chosen = TypeVar("Chosen", WaitDriver, BusyPollDriver)
 
 @final
 class OsUdpEndpoint:
@@ -27,7 +28,7 @@ class OsUdpSocket(Generic[D]):
     def bind(address: Address, **options: Unpack[OsUdpOptions]) -> OsUdpSocket[WaitDriver]: ...
     @overload
     @staticmethod
-    def bind(address: Address, *, driver: type[D], **options: Unpack[OsUdpOptions]) -> OsUdpSocket[D]: ...
+    def bind(address: Address, *, driver: type[Chosen], **options: Unpack[OsUdpOptions]) -> OsUdpSocket[Chosen]: ...
     @overload
     @staticmethod
     def connect(
@@ -36,14 +37,16 @@ class OsUdpSocket(Generic[D]):
     @overload
     @staticmethod
     def connect(
-        remote: Address, *, local: Address | None = None, driver: type[D], **options: Unpack[OsUdpOptions]
-    ) -> OsUdpSocket[D]: ...
+        remote: Address, *, local: Address | None = None, driver: type[Chosen], **options: Unpack[OsUdpOptions]
+    ) -> OsUdpSocket[Chosen]: ...
     @overload
     @staticmethod
     def from_socket(socket: socket, **options: Unpack[OsUdpOptions]) -> OsUdpSocket[WaitDriver]: ...
     @overload
     @staticmethod
-    def from_socket(socket: socket, *, driver: type[D], **options: Unpack[OsUdpOptions]) -> OsUdpSocket[D]: ...
+    def from_socket(
+        socket: socket, *, driver: type[Chosen], **options: Unpack[OsUdpOptions]
+    ) -> OsUdpSocket[Chosen]: ...
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None

@@ -1,0 +1,1 @@
+"""Short programs, each showing one idea. Run them as files: python examples/blast.py --help"""

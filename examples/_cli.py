@@ -1,0 +1,218 @@
+"""What the examples and the benchmark tools share: options, when a run ends, the live rate, the closing report.
+
+Exit status of every tool: 0 done, 1 the system refused something, 2 the command line asks for what cannot be.
+"""
+
+import fcntl
+import json
+import math
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from enum import StrEnum
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+import fast_socket as fs
+
+WAIT_SLICE = 0.1
+"""Seconds of a single wait: a stop that falls between the look at `Run.going` and the wait is seen that much later."""
+
+PROGRESS_SECONDS = 0.25
+SIOCGIFADDR = 0x8915  # include/uapi/linux/sockios.h
+
+
+class Mode(StrEnum):
+    OS = "os"
+    XDP = "xdp"
+
+
+class Wait(StrEnum):
+    POLL = "poll"
+    SPIN = "spin"
+
+
+Count = Annotated[int | None, typer.Option(min=1, help="Stop after this many datagrams.")]
+DurationMs = Annotated[int | None, typer.Option(min=1, max=86_400_000, help="Stop after this many milliseconds.")]
+Device = Annotated[str, typer.Option(help="The network interface.")]
+Target = Annotated[str, typer.Option(metavar="IP:PORT", help="Where the pong server is; [IPv6]:PORT.")]
+Bind = Annotated[str, typer.Option(metavar="IP:PORT", help="Where to listen; [IPv6]:PORT.")]
+Dest = Annotated[str, typer.Option(metavar="IP:PORT", help="Where to send; [IPv6]:PORT.")]
+PayloadLen = Annotated[int, typer.Option(min=1, max=65_507, help="Bytes in each datagram.")]
+Cpu = Annotated[int | None, typer.Option(min=0, help="Pin the tool to this CPU.")]
+Backend = Annotated[Mode, typer.Option(help="OS sockets, or AF_XDP queues.")]
+Waiting = Annotated[Wait, typer.Option(help="Sleep in the kernel, or spin: quicker, for a whole CPU.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Progress = Annotated[bool, typer.Option("--progress", help="With --json: also a line of progress 4 times a second.")]
+
+
+def require_os(mode: Mode) -> None:
+    if mode is Mode.XDP:
+        raise fs.CapabilityError(
+            "this version of fast_socket has no AF_XDP backend yet: --mode xdp arrives with it; use --mode os"
+        )
+
+
+class Run:
+    """One run of a tool: it ends by SIGINT or SIGTERM, after a time, or when the tool has done `count`.
+
+    A run with neither a count nor a duration ends after `default_ms`, where there is one.
+    """
+
+    def __init__(
+        self,
+        tool: str,
+        *,
+        count: int | None,
+        duration_ms: int | None,
+        default_ms: int | None,
+        as_json: bool,
+        progress: bool = False,
+    ) -> None:
+        self.tool, self.as_json, self.progress = tool, as_json, progress
+        self.count = count or sys.maxsize
+        milliseconds = duration_ms or (None if count else default_ms)
+        self.duration = milliseconds / 1000 if milliseconds else math.inf
+        self.stopped = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        self.begin()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = True
+        signal.signal(number, signal.SIG_DFL)  # whoever asks twice does not want a report
+
+    def begin(self) -> None:
+        """The time counts from here."""
+        self.start = time.perf_counter()
+        self.deadline = self.start + self.duration
+
+    def ready(self) -> None:
+        """Tell a program that waits for it that datagrams sent from now on are seen."""
+        if self.as_json:
+            print("ready", flush=True)
+        self.begin()
+
+    def going(self) -> bool:
+        return not self.stopped and time.perf_counter() < self.deadline
+
+    @contextmanager
+    def live(self, **counters: Callable[[], int]) -> Iterator[None]:
+        """While it lasts show the counters and their rates: on a terminal a line that changes, with --progress JSON."""
+        console = Console(stderr=True)
+        if self.progress if self.as_json else console.is_terminal:
+            over = threading.Event()
+            thread = threading.Thread(target=self._show, args=(counters, console, over), daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                over.set()
+                thread.join()
+        else:
+            yield
+
+    def _show(self, counters: Mapping[str, Callable[[], int]], console: Console, over: threading.Event) -> None:
+        if self.as_json:
+            while not over.wait(PROGRESS_SECONDS):
+                print(json.dumps({"progress": {name: read() for name, read in counters.items()}}), flush=True)
+            return
+        before = dict.fromkeys(counters, 0)
+        with Live(console=console, transient=True, auto_refresh=False) as live:
+            while not over.wait(PROGRESS_SECONDS):
+                now = {name: read() for name, read in counters.items()}
+                parts = [
+                    f"{name} {now[name]:,} ({(now[name] - before[name]) / PROGRESS_SECONDS:,.0f}/s)" for name in now
+                ]
+                live.update(f"{self.tool}: {'  '.join(parts)}", refresh=True)
+                before = now
+
+    def report(self, **fields: Any) -> None:
+        """The closing report."""
+        if self.as_json:
+            print(json.dumps({"tool": self.tool, **fields}), flush=True)
+            return
+        table = Table(title=self.tool, show_header=False, title_justify="left")
+        for name, value in fields.items():
+            table.add_row(name, f"{value:,}" if isinstance(value, int | float) else str(value))
+        console().print(table)
+
+
+def run_all(run: Run, jobs: Sequence[Callable[[], None]]) -> None:
+    """Do the jobs, each on a thread of its own; an error in one ends all. A single one needs no thread."""
+    if len(jobs) == 1:
+        jobs[0]()
+        return
+
+    def guarded(job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException:
+            run.stopped = True
+            raise
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        for future in [pool.submit(guarded, job) for job in jobs]:
+            future.result()
+
+
+def console() -> Console:
+    """Of a terminal its own width; elsewhere wide enough for the tables."""
+    made = Console()
+    return made if made.is_terminal else Console(width=120)
+
+
+def rate(events: int, seconds: float) -> float:
+    return round(events / seconds, 1) if seconds > 0 else 0.0
+
+
+def local_address(device: str, target: str) -> tuple[str, int]:
+    """The target's own address where it is this host's, else the first one of its family that the device has; and the
+    target's port."""
+    host, port = fs.parse_address(target, "--target")
+    v6 = ":" in host
+    with socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+            return host, port
+        except OSError:
+            pass  # not an address of this host
+        if not v6:
+            try:
+                # struct ifreq: 16 bytes of name, then a sockaddr_in whose address comes after family and port
+                answer = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("16s24x", device.encode()[:15]))
+                return socket.inet_ntoa(answer[20:24]), port
+            except OSError:
+                raise fs.ConfigError(f"--device {device!r} has no IPv4 address") from None
+    with open("/proc/thread-self/net/if_inet6", encoding="ascii") as table:
+        for line in table:
+            address, _, _, scope, _, name = line.split()
+            if name == device and scope in ("00", "10"):  # global or host: others need a zone
+                return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(address)), port
+    raise fs.ConfigError(f"--device {device!r} has no global IPv6 address")
+
+
+def main(app: typer.Typer) -> None:
+    """Run a command line. What it asks for in vain is one line on stderr."""
+    try:
+        app()
+    except (fs.ConfigError, fs.CapabilityError) as error:
+        _fail(error, 2)
+    except OSError as error:
+        _fail(error, 1)
+
+
+def _fail(error: OSError, status: int) -> None:
+    print(f"error: {error.strerror if isinstance(error, fs.Error) and error.errno else error}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,52 @@
+"""The counts repeat, and a change of one is seen."""
+
+import json
+import shutil
+
+import pytest
+
+from benchmarks import gates
+
+pytestmark = pytest.mark.skipif(not shutil.which("valgrind"), reason="needs valgrind")
+
+
+@pytest.fixture
+def baseline(tmp_path, monkeypatch):
+    """A baseline of our own, and counts that need no valgrind."""
+    path = tmp_path / "gates.json"
+    monkeypatch.setattr(gates, "BASELINE", path)
+    monkeypatch.setattr(gates, "ROOT", tmp_path)
+    monkeypatch.setattr(gates, "toolchain", lambda: {"compiler": "one"})
+    monkeypatch.setattr(gates, "measure", lambda: {"minimal/send": 100.0})
+    gates.gates(accept=True)
+    return path
+
+
+def test_equal_counts_pass(baseline, capsys):
+    gates.gates(accept=False)
+    assert "gates: passed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [99.0, 101.0])
+def test_a_changed_count_fails(baseline, monkeypatch, count):
+    monkeypatch.setattr(gates, "measure", lambda: {"minimal/send": count})
+    with pytest.raises(SystemExit, match="counts changed"):
+        gates.gates(accept=False)
+
+
+def test_another_toolchain_is_not_comparable(baseline, monkeypatch, capsys):
+    monkeypatch.setattr(gates, "toolchain", lambda: {"compiler": "two"})
+    monkeypatch.setattr(gates, "measure", lambda: {"minimal/send": 500.0})
+    gates.gates(accept=False)
+    assert "baseline one, here two" in capsys.readouterr().out
+
+
+def test_the_record_can_be_read(baseline):
+    assert json.loads(baseline.read_text())["instructions_per_packet"] == {"minimal/send": 100.0}
+
+
+@pytest.mark.slow
+def test_the_counts_repeat():
+    first, second = gates.measure(), gates.measure()
+    assert first == second
+    assert all(count > 0 for count in first.values())

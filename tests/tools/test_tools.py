@@ -1,0 +1,238 @@
+"""Senders, listeners, ping and the examples over loopback, with tiny counts."""
+
+import json
+import signal
+
+import pytest
+
+from tests.tools.conftest import BENCHMARKS, BLAST, PONG_SERVER, end, last_json, report_of, run, wait_ready
+
+LISTENER = [*BENCHMARKS, "os-listener"]
+SENDER = [*BENCHMARKS, "os-sender", "blast"]
+PING = [*BENCHMARKS, "os-ping"]
+BUFFER = ["--recv-buffer", "4000000"]
+
+
+@pytest.mark.parametrize("count", [1, 127, 128, 1000, 3001])
+@pytest.mark.parametrize("offload", ["--gso", "--no-gso"])
+def test_blast_sends_exactly_count(start, target, count, offload):
+    listener = start(*LISTENER, "count", "--bind", target, "--count", str(count), *BUFFER, "--json")
+    wait_ready(listener)
+    report = report_of(*BLAST, "--device", "lo", "--target", target, "--count", str(count), offload)
+    assert (report["tool"], report["mode"], report["sent"], report["errors"]) == ("blast", "os", count, 0)
+    assert report["seconds"] > 0
+    assert report["pps"] > 0
+    received = end(listener, None)
+    assert (received["received"], received["dropped"], received["lost"]) == (count, 0, None if count > 1 else 0)
+
+
+def test_blast_with_large_payloads(start, target):
+    """More than a large send may carry, and more than the device takes at once."""
+    listener = start(*LISTENER, "count", "--bind", target, "--no-sequence", *BUFFER, "--json")
+    wait_ready(listener)
+    for payload in ("1400", "9000"):
+        sent = report_of(
+            *BLAST, "--device", "lo", "--target", target, "--payload-len", payload, "--count", "50", "--batch", "1000"
+        )
+        assert sent["sent"] == 50
+    assert end(listener)["received"] == 100
+
+
+@pytest.mark.parametrize("offload", ["gso", "no-gso"])
+def test_numbered_threads_arrive_whole(start, target, offload):
+    listener = start(*LISTENER, "count", "--bind", target, *BUFFER, "--json")
+    wait_ready(listener)
+    sent = report_of(*SENDER, "--dest", target, "--threads", "3", "--count", "1001", f"--{offload}")
+    assert (sent["tool"], sent["mode"], sent["sent"], sent["errors"]) == ("os-sender", "blast", 1001, 0)
+    received = end(listener)
+    assert (received["tool"], received["mode"]) == ("os-listener", "count")
+    assert (received["received"], received["dropped"], received["lost"], received["reordered"]) == (1001, 0, 0, 0)
+
+
+def test_listener_takes_exactly_count_without_gro(start, target):
+    listener = start(*LISTENER, "count", "--bind", target, "--no-gro", "--count", "300", *BUFFER, "--json")
+    wait_ready(listener)
+    report_of(*SENDER, "--dest", target, "--count", "333", "--no-gso")
+    assert end(listener, None)["received"] == 300
+
+
+def test_the_kernel_counts_a_coalesced_buffer_as_one_drop(start, target):
+    """So that the drops do not add up to what is missing: only the numbers tell, up to the last one that arrived."""
+    listener = start(*LISTENER, "count", "--bind", target, "--recv-buffer", "40000", "--json")
+    wait_ready(listener)
+    listener.send_signal(signal.SIGSTOP)
+    sent = report_of(*SENDER, "--dest", target, "--count", "128000")["sent"]
+    listener.send_signal(signal.SIGCONT)
+    report = end(listener)
+    assert 0 < report["dropped"] < sent - report["received"]
+    assert (report["lost"] or 0) <= sent - report["received"]
+
+
+@pytest.mark.parametrize("wait", ["poll", "spin"])
+def test_ping_and_pong(start, target, wait):
+    pong = start(*LISTENER, "pong", "--bind", target, "--wait", wait, "--json")
+    wait_ready(pong)
+    report = report_of(*PING, "--dest", target, "--count", "50", "--wait", wait)
+    assert (report["count"], report["lost"], report["errors"]) == (50, 0, 0)
+    rtt = report["rtt_ns"]
+    assert 0 < rtt["min"] <= rtt["p50"] <= rtt["p90"] <= rtt["p99"] <= rtt["max"]
+    reflected = end(pong)
+    assert (reflected["mode"], reflected["received"], reflected["sent"]) == ("pong", 50, 50)
+
+
+def test_ping_without_an_answer(target):
+    report = report_of(*PING, "--dest", target, "--count", "3", "--timeout-ms", "10")
+    assert (report["count"], report["lost"]) == (0, 3)
+
+
+@pytest.mark.parametrize("offload", ["--gro", "--no-gro"])
+def test_pong_server(start, target, offload):
+    server = start(*PONG_SERVER, "--device", "lo", "--target", target, "--json", offload)
+    wait_ready(server)
+    assert report_of(*PING, "--dest", target, "--count", "20")["count"] == 20
+    blasted = report_of(*BLAST, "--device", "lo", "--target", target, "--count", "100")
+    report = end(server)
+    assert report["received"] == 20 + blasted["sent"]
+    assert (report["sent"], report["dropped"], report["errors"]) == (report["received"], 0, 0)
+
+
+def test_pong_server_ends_by_count(start, target):
+    server = start(*PONG_SERVER, "--device", "lo", "--target", target, "--count", "5", "--json")
+    wait_ready(server)
+    report_of(*PING, "--dest", target, "--count", "5")
+    assert end(server, None)["sent"] == 5
+
+
+def test_one_socket_for_each_queue(start, target):
+    listener = start(*LISTENER, "count", "--bind", target, "--reuse-port", "--incoming-cpu", "lo", "--json")
+    wait_ready(listener)
+    report_of(*SENDER, "--dest", target, "--count", "100")
+    assert end(listener)["received"] == 100
+
+
+def test_ipv6(start):
+    listener = start(*LISTENER, "count", "--bind", "[::1]:9797", "--json")
+    wait_ready(listener)
+    report_of(*SENDER, "--dest", "[::1]:9797", "--count", "200", "--threads", "2")
+    report = end(listener)
+    assert (report["received"], report["lost"]) == (200, 0)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [*SENDER, "--dest", "127.0.0.1:9"],
+        [*BLAST, "--device", "lo", "--target", "127.0.0.1:9"],
+        [*PING, "--dest", "127.0.0.1:9"],
+    ],
+)
+def test_duration(argv):
+    report = report_of(*argv, "--duration-ms", "100")
+    assert report["seconds"] > 0.05
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [*LISTENER, "count", "--bind", "{}"],
+        [*LISTENER, "pong", "--bind", "{}"],
+        [*LISTENER, "pong", "--bind", "{}", "--wait", "spin"],
+        [*PONG_SERVER, "--device", "lo", "--target", "{}"],
+    ],
+)
+def test_a_signal_ends_a_listener_with_its_report(start, target, argv, number):
+    tool = start(*(part.format(target) for part in argv), "--json")
+    wait_ready(tool)
+    assert end(tool, number)["received"] == 0
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [*SENDER, "--dest", "127.0.0.1:9", "--threads", "2"],
+        [*BLAST, "--device", "lo", "--target", "127.0.0.1:9"],
+    ],
+)
+def test_a_signal_ends_a_sender_with_its_report(start, argv):
+    tool = start(*argv, "--duration-ms", "60000", "--json", "--progress")
+    assert "progress" in json.loads(tool.stdout.readline())  # it sends
+    assert end(tool)["sent"] > 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        ([*SENDER, "--dest", "nowhere"], "nowhere"),
+        ([*SENDER, "--dest", "127.0.0.1:70000"], "70000"),
+        ([*SENDER, "--dest", "127.0.0.1:9", "--threads", "0"], "--threads"),
+        ([*SENDER, "--dest", "127.0.0.1:9", "--payload-len", "4"], "--payload-len"),
+        ([*SENDER, "--dest", "127.0.0.1:9", "--cpu", "4000"], "4000"),
+        ([*SENDER], "--dest"),
+        ([*LISTENER, "count", "--bind", "127.0.0.1"], "127.0.0.1"),
+        ([*LISTENER, "count", "--bind", "127.0.0.1:9797", "--incoming-cpu", "no-such-device"], "no-such-device"),
+        ([*LISTENER, "count", "--bind", "127.0.0.1:9797", "--count", "0"], "--count"),
+        ([*PING, "--dest", "127.0.0.1:0"], "port 0"),
+        ([*BLAST, "--device", "no-such-device", "--target", "127.0.0.1:9"], "no-such-device"),
+        ([*BLAST, "--device", "lo", "--target", "127.0.0.1:9", "--payload-len", "65508"], "--payload-len"),
+        ([*PONG_SERVER, "--device", "no-such-device", "--target", "127.0.0.1:9"], "no-such-device"),
+        ([*BENCHMARKS, "bench", "--only", "no-such-figure"], "no-such-figure"),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(argv, complaint):
+    done = run(*argv)
+    assert done.returncode == 2, done
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [*BENCHMARKS, "xdp-listener", "count", "--bind", "127.0.0.1:9"],
+        [*BENCHMARKS, "xdp-sender", "blast", "--dest", "127.0.0.1:9"],
+        [*BLAST, "--device", "lo", "--target", "127.0.0.1:9", "--mode", "xdp"],
+        [*PONG_SERVER, "--device", "lo", "--target", "127.0.0.1:9", "--mode", "xdp"],
+    ],
+)
+def test_xdp_says_plainly_that_it_is_to_come(argv):
+    done = run(*argv)
+    assert done.returncode == 2
+    assert "AF_XDP" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_the_system_refuses(start, target):
+    """A port that is taken: not the command line's fault."""
+    wait_ready(start(*LISTENER, "count", "--bind", target, "--json"))
+    done = run(*LISTENER, "count", "--bind", target)
+    assert done.returncode == 1
+    assert target in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        BLAST,
+        PONG_SERVER,
+        BENCHMARKS,
+        *([*BENCHMARKS, name] for name in ("os-listener", "os-sender", "os-ping", "xdp-listener", "demo", "bench")),
+        [*LISTENER, "count"],
+        [*LISTENER, "pong"],
+        SENDER,
+        [*BENCHMARKS, "gates"],
+    ],
+)
+def test_help(argv):
+    done = run(*argv, "--help")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+
+
+def test_a_report_for_people(target):
+    done = run(*BLAST, "--device", "lo", "--target", target, "--count", "1234")
+    assert done.returncode == 0
+    assert "1,234" in done.stdout
+    with pytest.raises(json.JSONDecodeError):
+        last_json(done.stdout)

@@ -53,6 +53,8 @@ cdef extern from "<sys/socket.h>" nogil:
         int cmsg_type
     int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags)
     int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, void *timeout)
+    ssize_t sendto(int fd, const void *data, size_t size, int flags, const void *name, uint32_t name_size)
+    ssize_t recvfrom(int fd, void *data, size_t size, int flags, void *name, uint32_t *name_size)
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
     ssize_t recvmsg(int fd, msghdr *message, int flags)
     cmsghdr *CMSG_FIRSTHDR(msghdr *message)

@@ -29,7 +29,7 @@ from fast_socket.core.frames cimport Slots
 from fast_socket.core.polling cimport Descriptor
 from fast_socket.os.batch cimport MAX_MESSAGES, OsRecvBatch, OsTxBatch, Planned
 from fast_socket.os.linux cimport (
-    MSG_DONTWAIT, MSG_ERRQUEUE, MSG_TRUNC, mmsghdr, msghdr, recvmmsg, recvmsg, sendmmsg, sendmsg,
+    MSG_DONTWAIT, MSG_ERRQUEUE, MSG_TRUNC, mmsghdr, msghdr, recvfrom, recvmmsg, recvmsg, sendmmsg, sendmsg, sendto,
 )
 from fast_socket.os.messages cimport ECN_DEFAULT, RX_CONTROL_SIZE, TxControl, read_control, write_control
 from fast_socket.os.plan cimport ACCEPTABLE, NO_DESTINATION, OUTSIDE_FRAME, WRONG_LENGTH, Prepared, plan
@@ -358,11 +358,20 @@ cdef class OsUdpSocket:
         while done < usable:
             message = &batch.messages[done]
             if usable - done == 1 or not self.batch_calls:
-                # One at a time: recvmsg is the shorter way through the kernel.
-                single = recvmsg(self.descriptor.fd, &message.msg_hdr, MSG_DONTWAIT)
+                # One at a time: recvfrom is the shortest way through the kernel, recvmsg the next.
+                if batch.controls == NULL:
+                    # With MSG_TRUNC it returns what the datagram had, however much of it was stored: udp(7).
+                    single = recvfrom(self.descriptor.fd, message.msg_hdr.msg_iov.iov_base,
+                                      message.msg_hdr.msg_iov.iov_len, MSG_DONTWAIT | MSG_TRUNC,
+                                      message.msg_hdr.msg_name, &message.msg_hdr.msg_namelen)
+                    message.msg_hdr.msg_flags = 0
+                    if single > <int64_t> message.msg_hdr.msg_iov.iov_len:
+                        single = message.msg_hdr.msg_iov.iov_len
+                        message.msg_hdr.msg_flags = MSG_TRUNC
+                else:
+                    single = recvmsg(self.descriptor.fd, &message.msg_hdr, MSG_DONTWAIT)
                 count = -1 if single < 0 else 1
-                if single >= 0:
-                    message.msg_len = <unsigned int> single
+                message.msg_len = <unsigned int> single
             else:
                 count = recvmmsg(self.descriptor.fd, message, min(usable - done, MAX_MESSAGES), MSG_DONTWAIT, NULL)
             if count < 0:
@@ -376,7 +385,7 @@ cdef class OsUdpSocket:
                         counters.stale_errors += self.drain_errors()
                     break
                 if is_stale(errno) and not self.raise_icmp:
-                    counters.stale_errors += 1
+                    counters.stale_errors += not self.error_queue      # which has it too
                     retries += 1
                     if retries < 3:
                         continue
@@ -483,9 +492,13 @@ cdef class OsUdpSocket:
                         accepted=outcome.accepted)
 
     cdef int hand_over(self, mmsghdr *messages, uint32_t count) noexcept nogil:
-        """sendmmsg, or one message with sendmsg; returns how many the kernel took, or -1 with errno."""
+        """sendmmsg, or for one message the shortest way into the kernel; returns how many it took, or -1 with errno."""
+        cdef msghdr *message = &messages.msg_hdr
         if count == 1 or not self.batch_calls:
-            return -1 if sendmsg(self.descriptor.fd, &messages.msg_hdr, MSG_DONTWAIT) < 0 else 1
+            if message.msg_iovlen == 1 and message.msg_controllen == 0:
+                return -1 if sendto(self.descriptor.fd, message.msg_iov.iov_base, message.msg_iov.iov_len, MSG_DONTWAIT,
+                                    message.msg_name, message.msg_namelen) < 0 else 1
+            return -1 if sendmsg(self.descriptor.fd, message, MSG_DONTWAIT) < 0 else 1
         return sendmmsg(self.descriptor.fd, messages, count, MSG_DONTWAIT)
 
     cdef Outcome transmit(self, OsTxBatch batch, const Prepared *endpoint, Counters *counters) noexcept nogil:
@@ -541,7 +554,7 @@ cdef class OsUdpSocket:
                 continue
             if is_stale(errno) and not retried and not self.raise_icmp:
                 retried = True
-                counters.stale_errors += 1
+                counters.stale_errors += not self.error_queue      # which has it too
                 continue
             outcome.error = errno
             break

@@ -16,6 +16,11 @@ class Error(OSError):
             super().__init__(message)
         else:
             super().__init__(errno, f"{message}: {os.strerror(errno)}")
+        self._given = (message, errno)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross processes, as workers' do: made again from what they were made of."""
+        return type(self), self._given, self.__dict__
 
 
 class ConfigError(Error, ValueError):

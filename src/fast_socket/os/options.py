@@ -369,7 +369,8 @@ def apply(sock: socket.socket, options: CheckedOptions, *, adopted: bool) -> Non
         if wanted:
             put(name, base, option, 1)
     if o.device is not None:
-        put(f"device {o.device!r}", base, socket.SO_BINDTODEVICE, o.device.encode() + b"\0", "an existing interface")
+        interface_index(o.device, "device")
+        put("device", base, socket.SO_BINDTODEVICE, o.device.encode() + b"\0", "CAP_NET_RAW before Linux 5.7")
     if o.incoming_cpu is not None:
         put("incoming_cpu", base, SO_INCOMING_CPU, o.incoming_cpu, "Linux 4.4")
     if o.recv_buffer is not None:
@@ -420,7 +421,13 @@ def apply(sock: socket.socket, options: CheckedOptions, *, adopted: bool) -> Non
         put("metadata TIMESTAMP", base, SO_TIMESTAMPNS, 1)
     if Metadata.TXTIME in o.metadata:
         # struct sock_txtime: clockid, flags
-        put("metadata TXTIME", base, SO_TXTIME, struct.pack("@iI", PACING_CLOCKS[o.pacing_clock], 0), "Linux 4.19")
+        put(
+            "metadata TXTIME",
+            base,
+            SO_TXTIME,
+            struct.pack("@iI", PACING_CLOCKS[o.pacing_clock], 0),
+            "Linux 4.19, and CAP_NET_ADMIN for the tai clock",
+        )
 
 
 def _set_buffer(sock: socket.socket, name: str, size: int, force: int, plain: int) -> None:

@@ -48,8 +48,9 @@ from fast_socket.os.probe import probe_gro, probe_gso
 log = logging.getLogger("fast_socket.os")
 
 cdef enum:
-    # 1280, the least MTU of an IPv6 link (RFC 8200, section 5), less both headers: segments up to this size are never
-    # refused for the MTU.
+    # What fits an Ethernet without jumbo frames, and a link with the least MTU of IPv6, 1280 (RFC 8200, section 5), less
+    # the IPv6 and UDP headers: segments up to the second are never refused for the MTU.
+    FITS_ETHERNET = 1_452
     ALWAYS_FITS = 1_232
     NO_LIMIT = 65_535
 
@@ -563,9 +564,10 @@ cdef class OsUdpSocket:
 
     cdef void segments_refused(self, uint32_t size, int error) noexcept nogil:
         """Segments of `size` bytes did not go together, but one did alone. If it can have been too large for a link,
-        smaller ones may still go; otherwise there is no segmentation on this way, and it is not tried again."""
+        smaller ones may still go; otherwise there is no segmentation on this way, and it is not tried again. A socket
+        is refused three times at the most."""
         if error != EIO and size > ALWAYS_FITS:
-            self.rules.gso_limit = size - 1
+            self.rules.gso_limit = FITS_ETHERNET if size > FITS_ETHERNET else ALWAYS_FITS
         else:
             self.rules.gso_segments = 1
 

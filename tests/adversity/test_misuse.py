@@ -1,7 +1,7 @@
 """Misuse that must raise and never crash. Each case is a program of its own, so that a crash is a failed test.
 
-Cases named after a regression say what once broke: callbacks of foreign objects (__lt__, __index__, __del__) that use the
-batch in the middle of a call of it, columns over nothing, and views that outlive what they show.
+Cases named after a regression say what once broke: callbacks of foreign objects (__lt__, __index__, __del__) that use
+the batch in the middle of a call of it, columns over nothing, and views that outlive what they show.
 """
 
 import subprocess

@@ -96,7 +96,7 @@ def test_one_receive_batch_from_all_sides(sock):
     def look():
         for packet in rx:
             assert bytes(packet) == b"payload"
-            packet.address  # noqa: B018
+            packet.address
             with memoryview(packet) as view:
                 assert bytes(view) == b"payload"
 

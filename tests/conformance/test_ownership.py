@@ -473,6 +473,7 @@ class Ownership(RuleBasedStateMachine):
             assert whole(pool), f"after everything was dropped: {pool}"
 
 
+@pytest.mark.timeout(600)  # for a failure, which takes long to make small; a pass takes seconds
 @pytest.mark.parametrize("shared", [False, True], ids=["own pools", "one pool"])
 def test_ownership(backend, shared):
     run_state_machine_as_test(

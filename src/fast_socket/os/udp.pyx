@@ -48,8 +48,8 @@ from fast_socket.os.probe import probe_gro, probe_gso
 log = logging.getLogger("fast_socket.os")
 
 cdef enum:
-    # What fits an Ethernet without jumbo frames, and a link with the least MTU of IPv6, 1280 (RFC 8200, section 5), less
-    # the IPv6 and UDP headers: segments up to the second are never refused for the MTU.
+    # What fits an Ethernet without jumbo frames, and a link with the least MTU of IPv6, 1280 (RFC 8200, section 5),
+    # less the IPv6 and UDP headers: segments up to the second are never refused for the MTU.
     FITS_ETHERNET = 1_452
     ALWAYS_FITS = 1_232
     NO_LIMIT = 65_535

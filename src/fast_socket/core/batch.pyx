@@ -793,7 +793,7 @@ cdef class TxBatch(Batch):
         """
         cdef Slots *src = &source.slots
         cdef Slots *dst = &self.slots
-        cdef uint32_t i, to, first, stride = src.address_stride
+        cdef uint32_t i, to, first
         cdef bint local = reply and src.local_hosts != NULL and dst.local_hosts != NULL
         cdef bint sizes = src.segment_sizes != NULL and dst.segment_sizes != NULL
         if source.pool is not self.pool:
@@ -813,8 +813,10 @@ cdef class TxBatch(Batch):
             dst.frames[to], src.frames[i] = src.frames[i], NO_FRAME
             src.vacant += 1
             dst.offsets[to], dst.lengths[to] = src.offsets[i], src.lengths[i]
-            if reply:
-                memcpy(dst.addresses + <size_t> to * stride, src.addresses + <size_t> i * stride, stride)
+            if reply and dst.v6:        # constant sizes: a move or two, instead of a call
+                memcpy(dst.addresses + <size_t> to * STRIDE_V6, src.addresses + <size_t> i * STRIDE_V6, STRIDE_V6)
+            elif reply:
+                memcpy(dst.addresses + <size_t> to * STRIDE_V4, src.addresses + <size_t> i * STRIDE_V4, STRIDE_V4)
             if local and not is_group(src.local_hosts + <size_t> i * src.host_size, src.v6):
                 memcpy(dst.local_hosts + <size_t> to * dst.host_size, src.local_hosts + <size_t> i * dst.host_size,
                        dst.host_size)

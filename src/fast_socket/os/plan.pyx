@@ -160,6 +160,10 @@ cdef inline uint32_t plan_messages(const Rules *rules, OsTxBatch batch, const Pr
     cdef uint16_t port
     # The peer that the socket is connected to needs no name: without one the kernel uses the route it has cached.
     cdef uint8_t *named = NULL
+    cdef uint8_t *prepared = NULL
+    cdef size_t prepared_size = 0
+    if to_endpoint and endpoint.control_size:
+        prepared, prepared_size = <uint8_t *> endpoint.control, endpoint.control_size
     if to_endpoint and not (rules.connected and equal_records(endpoint.record, rules.peer, slots.v6)):
         named = <uint8_t *> endpoint.record
     while slot < batch.tail and messages < most:
@@ -211,25 +215,21 @@ cdef inline uint32_t plan_messages(const Rules *rules, OsTxBatch batch, const Pr
             planned.bytes = total
             message.msg_hdr.msg_name = record
             message.msg_hdr.msg_namelen = 0 if record == NULL else RECORD_V6 if slots.v6 else RECORD_V4
-            message.msg_hdr.msg_control = NULL
-            message.msg_hdr.msg_controllen = 0
-            if control or to_endpoint or (gso and planned.segment_size):
+            message.msg_hdr.msg_control = prepared
+            message.msg_hdr.msg_controllen = prepared_size
+            if control or (gso and planned.segment_size):
                 buffer = batch.controls + <size_t> messages * TX_CONTROL_SIZE
                 used = 0
-                if to_endpoint and endpoint.control_size:
-                    used = endpoint.control_size
-                    if planned.segment_size:
-                        memcpy(buffer, endpoint.control, used)
-                    else:
-                        buffer = <uint8_t *> endpoint.control
-                elif control:
+                if control:
                     used = write_slot_control(rules, slots, slot, record if record != NULL else <uint8_t *> rules.peer,
                                               buffer)
+                elif to_endpoint and prepared_size:
+                    used = prepared_size
+                    memcpy(buffer, prepared, used)
                 if planned.segment_size:
                     used = append_segment_size(buffer, used, <uint16_t> planned.segment_size)
-                if used:
-                    message.msg_hdr.msg_control = buffer
-                    message.msg_hdr.msg_controllen = used
+                message.msg_hdr.msg_control = buffer if used else NULL
+                message.msg_hdr.msg_controllen = used
             messages += 1
             if within >= length or messages == most:
                 break

@@ -140,6 +140,7 @@ def open_workers(
                         gro=gro,
                         rx_layout=layout,
                         rx_frames=2 * batch,
+                        huge_pages=True,
                         recv_buffer=recv_buffer,
                     )
                 ),

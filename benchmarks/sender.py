@@ -62,7 +62,9 @@ def blast(
     with ExitStack() as opened:
         workers = [
             Worker(
-                opened.enter_context(fs.OsUdpSocket.connect(dest, gso=gso, tx_layout=layout, tx_frames=frames)),
+                opened.enter_context(
+                    fs.OsUdpSocket.connect(dest, gso=gso, tx_layout=layout, tx_frames=frames, huge_pages=True)
+                ),
                 run.count // threads + (thread < run.count % threads),
             )
             for thread in range(threads)

@@ -141,6 +141,7 @@ def test_unknown_option():
 NUMBERS = {
     "rx_frames": (-1, 2**25, 1.5, "x"),
     "tx_frames": (-1, 2**25, 1.5, "x"),
+    "huge_pages": ("x", 1),
     "min_batch": (0, -1, 2**21, "x", None),
     "max_wait": (-1, 2, float("nan"), "x", None),
     "incoming_cpu": (-1, 2**17, "x"),

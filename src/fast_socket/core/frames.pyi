@@ -5,7 +5,15 @@ from fast_socket.core.memory import Region
 
 @final
 class FramePool:
-    def __init__(self, *, rx_frames: int, tx_frames: int, rx_layout: BufferLayout, tx_layout: BufferLayout) -> None: ...
+    def __init__(
+        self,
+        *,
+        rx_frames: int,
+        tx_frames: int,
+        rx_layout: BufferLayout,
+        tx_layout: BufferLayout,
+        huge_pages: bool = False,
+    ) -> None: ...
     @property
     def memory(self) -> Region: ...
     @property

@@ -5,6 +5,7 @@ from libc.stdint cimport uint8_t
 cdef class Region:
     cdef uint8_t *base
     cdef readonly size_t size
+    cdef readonly bint huge_pages
 
 
 cdef class Column:

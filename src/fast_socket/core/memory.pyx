@@ -13,24 +13,46 @@ from libc.stdint cimport uint8_t
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset)
     int munmap(void *address, size_t length)
+    int madvise(void *address, size_t length, int advice)
     void *MAP_FAILED
     enum:
         PROT_READ
         PROT_WRITE
         MAP_PRIVATE
         MAP_ANONYMOUS
+        MADV_HUGEPAGE
+
+cdef enum:
+    HUGE_PAGE = 2 << 20         # of x86-64, and of arm64 with 4 KiB pages
 
 
 cdef class Region:
-    """`size` bytes of zeroed, page-aligned memory, touched only when used; unmapped with its last reference."""
+    """`size` bytes of zeroed, page-aligned memory, touched only when used; unmapped with its last reference.
 
-    def __cinit__(self, size_t size):
+    With `huge_pages` it is rounded up to whole huge pages and aligned to them, and the kernel is asked for transparent
+    ones (madvise(2), MADV_HUGEPAGE): fewer TLB misses, for more memory in use. The attribute says whether it agreed to.
+    """
+
+    def __cinit__(self, size_t size, *, bint huge_pages=False):
+        cdef size_t slack = HUGE_PAGE if huge_pages else 0
+        cdef size_t lead
         cdef void *memory
         self.size = size if size else 1
-        memory = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if huge_pages:
+            self.size = (self.size + HUGE_PAGE - 1) & ~<size_t> (HUGE_PAGE - 1)
+        memory = mmap(NULL, self.size + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         if memory == MAP_FAILED:
             raise MemoryError(f"cannot map {size} bytes")
         self.base = <uint8_t *> memory
+        if huge_pages:
+            # Mapped with a huge page to spare: what lies before the first boundary and behind the end goes back.
+            lead = (HUGE_PAGE - <size_t> self.base % HUGE_PAGE) % HUGE_PAGE
+            if lead:
+                munmap(self.base, lead)
+            self.base += lead
+            if slack > lead:
+                munmap(self.base + self.size, slack - lead)
+            self.huge_pages = madvise(self.base, self.size, MADV_HUGEPAGE) == 0
 
     def __dealloc__(self):
         if self.base != NULL:

@@ -55,7 +55,6 @@ def ping(
                     errors += 1
                     tx.discard()
     seconds = time.perf_counter() - run.start
-    samples = np.array(round_trips or [0])
     run.report(
         mode="ping",
         wait=wait.value,
@@ -67,7 +66,7 @@ def ping(
         payload_len=payload_len,
         # Nearest rank: the smallest sample that so many percent do not exceed.
         rtt_ns={
-            name: int(np.percentile(samples, percent, method="inverted_cdf"))
+            name: int(np.percentile(round_trips, percent, method="inverted_cdf")) if round_trips else None
             for name, percent in {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}.items()
         },
     )

@@ -134,7 +134,8 @@ class OsUdpOptions(TypedDict, total=False):
     path_mtu: PathMtu | None
     """Don't-fragment and path-MTU policy."""
     busy_poll: int | None
-    """SO_BUSY_POLL: microseconds to spin on the device queue inside a blocking wait. Some kernels want CAP_NET_ADMIN to raise it."""
+    """SO_BUSY_POLL: microseconds to spin on the device queue inside a blocking wait. Some kernels want
+    CAP_NET_ADMIN to raise it."""
     prefer_busy_poll: bool
     """SO_PREFER_BUSY_POLL (Linux 5.11). Default False."""
     busy_poll_budget: int | None

@@ -63,7 +63,14 @@ def blast(
         workers = [
             Worker(
                 opened.enter_context(
-                    fs.OsUdpSocket.connect(dest, gso=gso, tx_layout=layout, tx_frames=frames, huge_pages=True)
+                    fs.OsUdpSocket.connect(
+                        dest,
+                        gso=gso,
+                        gso_size=payload_len * gso,
+                        tx_layout=layout,
+                        tx_frames=frames,
+                        huge_pages=True,
+                    )
                 ),
                 run.count // threads + (thread < run.count % threads),
             )

@@ -28,11 +28,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def open_socket(
-    device: str, target: str, *, gso: bool, payload_capacity: int, frames: int
+    device: str, target: str, *, gso_size: int, payload_capacity: int, frames: int
 ) -> fs.OsUdpSocket[fs.WaitDriver]:
     options: fs.OsUdpOptions = {
         "device": device,
-        "gso": gso,
+        "gso": gso_size > 0,
+        "gso_size": gso_size,
         "tx_layout": fs.BufferLayout(payload_capacity=payload_capacity),
         "tx_frames": frames,
         "huge_pages": True,  # the kernel copies out of these frames all the time: a TLB entry for all of them
@@ -66,7 +67,8 @@ def blast(
     run = _cli.Run("blast", count=count, duration_ms=duration_ms, default_ms=5000, as_json=as_json, progress=progress)
     segments = max(1, min(MAX_SEGMENTS, MAX_LARGE_SEND // payload_len, batch or MAX_SEGMENTS)) if gso else 1
     frames = max(1, (batch or (FRAMES * segments if gso else PLAIN_BATCH)) // segments)
-    with open_socket(device, target, gso=gso, payload_capacity=payload_len * segments, frames=frames) as sock:
+    gso_size = payload_len if gso else 0
+    with open_socket(device, target, gso_size=gso_size, payload_capacity=payload_len * segments, frames=frames) as sock:
         segments = min(segments, sock.capabilities().max_gso_segments)
         peer = sock.prepare_udp_endpoint(fs.UdpEndpointSpec(remote=target, gso_size=payload_len))
         tx = sock.tx_batch(frames)

@@ -139,6 +139,7 @@ def test_unknown_option():
 
 
 NUMBERS = {
+    "gso_size": (-1, 65_536, 1.5, "x"),
     "rx_frames": (-1, 2**25, 1.5, "x"),
     "tx_frames": (-1, 2**25, 1.5, "x"),
     "huge_pages": ("x", 1),
@@ -188,6 +189,8 @@ def test_options_that_exclude_each_other(sock):
     for options, why in (
         ({"pool": sock.pool, "rx_frames": 4}, "pool is given"),
         ({"batch_calls": False, "gro": True}, "gro=True"),
+        ({"batch_calls": False, "gso_size": 64}, "batch_calls=True"),
+        ({"gso": False, "gso_size": 64}, "gso=True"),
         ({"metadata": fs.Metadata.TXTIME | fs.Metadata.TIMESTAMP}, "TXTIME"),
     ):
         with pytest.raises(fs.ConfigError, match=why):

@@ -63,11 +63,13 @@ def arrived(sock):
 
 
 @pytest.mark.parametrize("family", ["v4", "dual"])
-@pytest.mark.parametrize("gso", [False, True])
-@pytest.mark.parametrize("batch_calls", [False, True])
+@pytest.mark.parametrize(
+    ("gso", "batch_calls", "gso_size"),
+    [(False, False, 0), (True, False, 0), (False, True, 0), (True, True, 0), (True, True, 60), (True, True, 1000)],
+)
 @pytest.mark.parametrize("metadata", [fs.Metadata.NONE, fs.Metadata.ECN])
-def test_what_arrives_is_what_the_model_says(receivers, family, gso, batch_calls, metadata):
-    options = {"gso": gso, "batch_calls": batch_calls, "metadata": metadata, "tx_layout": LAYOUT}
+def test_what_arrives_is_what_the_model_says(receivers, family, gso, batch_calls, gso_size, metadata):
+    options = {"gso": gso, "gso_size": gso_size, "batch_calls": batch_calls, "metadata": metadata, "tx_layout": LAYOUT}
     with bind(family, **options) as sock:
 
         @given(batches(), st.integers(0, 255))
@@ -94,17 +96,17 @@ def test_what_arrives_is_what_the_model_says(receivers, family, gso, batch_calls
 
 
 @pytest.mark.parametrize("connected", [False, True])
-@pytest.mark.parametrize("gso", [False, True])
+@pytest.mark.parametrize("options", [{"gso": False}, {"gso": True}, {"gso_size": 60}])
 @given(data=st.data())
-def test_the_same_through_a_prepared_endpoint(receivers, connected, gso, data):
+def test_the_same_through_a_prepared_endpoint(receivers, connected, options, data):
     size = data.draw(st.sampled_from([0, 2, 60, 100, 1000]))
     slots = [(length, size, 0, fs.Ecn.ECT0) for length, *_ in data.draw(batches(st.just(size)))]
     payloads = [bytes((i + j) % 256 for j in range(slot[0])) for i, slot in enumerate(slots)]
     to = receivers[0].local_address
     with (
-        fs.OsUdpSocket.connect(to, gso=gso, tx_layout=LAYOUT, tx_frames=256, rx_frames=1)
+        fs.OsUdpSocket.connect(to, **options, tx_layout=LAYOUT, tx_frames=256, rx_frames=1)
         if connected
-        else bind("v4", gso=gso, tx_layout=LAYOUT, tx_frames=256, rx_frames=1)
+        else bind("v4", **options, tx_layout=LAYOUT, tx_frames=256, rx_frames=1)
     ) as sock:
         endpoint = sock.prepare_udp_endpoint(fs.UdpEndpointSpec(remote=to, gso_size=size, ecn=fs.Ecn.ECT0))
         batch = sock.tx_batch(256)

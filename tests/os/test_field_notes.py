@@ -36,14 +36,14 @@ from tests.os.helpers import (
 LARGE = fs.BufferLayout(payload_capacity=65_535)
 
 
-def unchecked(family):
+def unchecked(family, gso_size=0):
     """A sender whose large sends the kernel refuses with EINVAL, because it must not compute checksums."""
     sock = socket.socket(socket.AF_INET6 if family == "v6" else socket.AF_INET, socket.SOCK_DGRAM)
     if family == "v6":
         sock.setsockopt(SOL_UDP, UDP_NO_CHECK6_TX, 1)
     sock.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
     sock.bind(("::1" if family == "v6" else "127.0.0.1", 0))
-    return fs.OsUdpSocket.from_socket(sock, tx_layout=LARGE, tx_frames=256)
+    return fs.OsUdpSocket.from_socket(sock, gso_size=gso_size, tx_layout=LARGE, tx_frames=256)
 
 
 def listener(family):
@@ -70,10 +70,11 @@ def warnings(caplog):
 
 
 @needs_gso
+@pytest.mark.parametrize("gso_size", [0, 64, 200])
 @pytest.mark.parametrize("family", ["v4", "v6"])
-def test_refused_large_send_is_split_counted_and_said_once(family, caplog):
+def test_refused_large_send_is_split_counted_and_said_once(family, gso_size, caplog):
     payloads = numbered(100, 64)
-    with listener(family) as far, unchecked(family) as sock:
+    with listener(family) as far, unchecked(family, gso_size) as sock:
         assert sock.capabilities().gso is fs.Support.YES
         assert send_all(sock, queue(sock, payloads, far.getsockname()[:2])) == 100
         assert receive(far, 100) == payloads
@@ -120,12 +121,13 @@ def test_refusal_for_the_size_ends_in_plain_sends_too():
 
 @needs_gso
 @pytest.mark.root
+@pytest.mark.parametrize("gso_size", [0, 1400, 2000])
 @pytest.mark.parametrize("version", ["ipv4", "ipv6"])
-def test_segments_above_the_mtu_are_sent_singly_and_smaller_ones_still_together(offloading, version, caplog):
+def test_segments_above_the_mtu_are_sent_singly_and_smaller_ones_still_together(offloading, version, gso_size, caplog):
     near, far = offloading
     with (
         far.host.run(fs.OsUdpSocket.bind, (getattr(far, version), 0)) as receiver,
-        near.host.run(fs.OsUdpSocket.bind, (getattr(near, version), 0)) as sock,
+        near.host.run(fs.OsUdpSocket.bind, (getattr(near, version), 0), gso_size=gso_size) as sock,
     ):
         for size, fallbacks in ((1400, 0), (2000, 1), (2000, 1), (1400, 1)):
             payloads = numbered(40, size)

@@ -83,6 +83,9 @@ class OsUdpOptions(TypedDict, total=False):
 
     gso: bool
     """Coalesce equal-sized runs to one peer into large sends, where the kernel can. Default True (Linux 4.18)."""
+    gso_size: int
+    """Set this segment size, in bytes, on the socket itself (UDP_SEGMENT): large sends of such segments then go without
+    a control message, every other send needs one. It cuts nothing by itself. Default 0: not set."""
     gro: bool
     """Receive coalesced datagrams as one packet with a stride. Default False: a packet is a datagram (Linux 5.0)."""
     metadata: Metadata
@@ -159,6 +162,7 @@ class CheckedOptions:
     """`OsUdpOptions` and the driver, with every default filled in and every value checked."""
 
     gso: bool = True
+    gso_size: int = 0
     gro: bool = False
     metadata: Metadata = Metadata.NONE
     pool: FramePool | None = None
@@ -203,6 +207,7 @@ class CheckedOptions:
             if not isinstance(getattr(self, name), bool | None):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}: give True, False or None")
         for name, least, most in (
+            ("gso_size", 0, MAX_DATAGRAM),
             ("rx_frames", 0, 1 << 24),
             ("tx_frames", 0, 1 << 24),
             ("min_batch", 1, 1 << 20),
@@ -252,6 +257,8 @@ class CheckedOptions:
             )
         if not self.batch_calls and self.gro:
             raise ConfigError("batch_calls=False is one datagram per call: it excludes gro=True")
+        if self.gso_size and not (self.gso and self.batch_calls):
+            raise ConfigError(f"gso_size is {self.gso_size}: it needs gso=True and batch_calls=True, the defaults")
 
     @classmethod
     def check(cls, options: OsUdpOptions) -> "CheckedOptions":
@@ -504,6 +511,15 @@ def kernel_drops(sock: socket.socket) -> int | None:
     except OSError:
         return None
     return int(struct.unpack_from("@I", values, 4 * SK_MEMINFO_DROPS)[0])
+
+
+def set_segment_size(sock: socket.socket, size: int) -> int:
+    """Have the kernel cut what says nothing else at `size` bytes; returns the size in force, 0 where it refused."""
+    try:
+        sock.setsockopt(SOL_UDP, UDP_SEGMENT, size)
+    except OSError:
+        return 0
+    return size
 
 
 def sending_state(sock: socket.socket) -> tuple[int, int, tuple[Any, ...] | None]:

@@ -17,6 +17,7 @@ cdef struct Rules:
     # What a socket allows.
     uint32_t gso_segments       # datagrams of one large send; 1: there is no GSO
     uint32_t gso_limit          # the largest segment that was not refused
+    uint32_t socket_segment     # what the socket cuts at unless a message says otherwise; 0: it does not cut
     bint per_slot_control       # the batch's columns may ask for control messages
     bint connected
     uint8_t tos                 # the socket's own, for IPv4 peers

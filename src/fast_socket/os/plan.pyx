@@ -141,7 +141,7 @@ cdef inline uint32_t extend_run(const Rules *rules, OsTxBatch batch, const Prepa
 cdef inline uint32_t plan_messages(const Rules *rules, OsTxBatch batch, const Prepared *endpoint,
                                    const Geometry *geometry, uint8_t *base, uint32_t first, uint32_t most,
                                    Refusal *refusal, const bint to_endpoint, const bint gso,
-                                   const bint control) noexcept nogil:
+                                   const bint control, const bint cut_by_socket) noexcept nogil:
     """Turn pending slots, from `first`, into at most `most` messages; returns how many there are. Stops before a slot
     that cannot be sent and says why.
 
@@ -217,7 +217,7 @@ cdef inline uint32_t plan_messages(const Rules *rules, OsTxBatch batch, const Pr
             message.msg_hdr.msg_namelen = 0 if record == NULL else RECORD_V6 if slots.v6 else RECORD_V4
             message.msg_hdr.msg_control = prepared
             message.msg_hdr.msg_controllen = prepared_size
-            if control or (gso and planned.segment_size):
+            if control or cut_by_socket or (gso and planned.segment_size):
                 buffer = batch.controls + <size_t> messages * TX_CONTROL_SIZE
                 used = 0
                 if control:
@@ -226,7 +226,7 @@ cdef inline uint32_t plan_messages(const Rules *rules, OsTxBatch batch, const Pr
                 elif to_endpoint and prepared_size:
                     used = prepared_size
                     memcpy(buffer, prepared, used)
-                if planned.segment_size:
+                if (gso or cut_by_socket) and planned.segment_size != (rules.socket_segment if cut_by_socket else 0):
                     used = append_segment_size(buffer, used, <uint16_t> planned.segment_size)
                 message.msg_hdr.msg_control = buffer if used else NULL
                 message.msg_hdr.msg_controllen = used
@@ -246,14 +246,31 @@ cdef uint32_t plan(const Rules *rules, OsTxBatch batch, const Prepared *endpoint
     cdef Geometry geometry = batch.pool.geometry        # a copy, which no store in the loop can change
     cdef uint8_t *base = batch.pool.base
     cdef bint gso = segment and rules.gso_segments > 1
+    if rules.socket_segment:
+        if endpoint != NULL:
+            if gso:
+                return plan_messages(rules, batch, endpoint, &geometry, base, first, most, refusal,
+                                     True, True, False, True)
+            return plan_messages(rules, batch, endpoint, &geometry, base, first, most, refusal,
+                                 True, False, False, True)
+        if gso:
+            return plan_messages(rules, batch, endpoint, &geometry, base, first, most, refusal,
+                                 False, True, True, True)
+        return plan_messages(rules, batch, endpoint, &geometry, base, first, most, refusal, False, False, True, True)
     if endpoint != NULL:
         if gso:
-            return plan_messages(rules, batch, endpoint, &geometry, base, first, most, refusal, True, True, False)
-        return plan_messages(rules, batch, endpoint, &geometry, base, first, most, refusal, True, False, False)
+            return plan_messages(rules, batch, endpoint, &geometry, base, first, most, refusal,
+                                 True, True, False, False)
+        return plan_messages(rules, batch, endpoint, &geometry, base, first, most, refusal,
+                             True, False, False, False)
     if rules.per_slot_control:
         if gso:
-            return plan_messages(rules, batch, endpoint, &geometry, base, first, most, refusal, False, True, True)
-        return plan_messages(rules, batch, endpoint, &geometry, base, first, most, refusal, False, False, True)
+            return plan_messages(rules, batch, endpoint, &geometry, base, first, most, refusal,
+                                 False, True, True, False)
+        return plan_messages(rules, batch, endpoint, &geometry, base, first, most, refusal,
+                             False, False, True, False)
     if gso:
-        return plan_messages(rules, batch, endpoint, &geometry, base, first, most, refusal, False, True, False)
-    return plan_messages(rules, batch, endpoint, &geometry, base, first, most, refusal, False, False, False)
+        return plan_messages(rules, batch, endpoint, &geometry, base, first, most, refusal,
+                             False, True, False, False)
+    return plan_messages(rules, batch, endpoint, &geometry, base, first, most, refusal,
+                         False, False, False, False)

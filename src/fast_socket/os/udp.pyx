@@ -157,6 +157,8 @@ cdef class OsUdpSocket:
         self.gso_support, self.rules.gso_segments, self.rules.gso_limit = Support.NO, 1, NO_LIMIT
         if options.gso and options.batch_calls:
             self.gso_support, self.rules.gso_segments = probe_gso(self.v6)
+        if options.gso_size and self.gso_support is Support.YES:
+            self.rules.socket_segment = self._ask(lambda sock: os_options.set_segment_size(sock, options.gso_size))
         tos, traffic_class, peer = self._ask(os_options.sending_state)
         self.rules.tos, self.rules.traffic_class = tos, traffic_class
         if peer is not None:

@@ -362,3 +362,42 @@ def test_frozen_equality_never_raises(sock):
     for other in (gone, released, None, 5, "abc", np.arange(3), [97, 98, 99]):
         assert (frozen == other) is False
         assert (frozen != other) is True
+
+
+class Text(str):
+    """What a program of its own kind of strings passes."""
+
+
+def test_text_of_a_subclass_is_text(sock):
+    with fs.OsUdpSocket.bind((Text("127.0.0.1"), 0)) as other:
+        tx = sock.tx_batch(1)
+        tx.append(b"x")
+        tx.set_destinations((Text("127.0.0.1"), other.local_address[1]))
+        assert sock.send(tx) == 1
+
+
+def test_values_of_the_wrong_kind_are_named(sock):
+    rx, tx = sock.recv_batch(1), sock.tx_batch(1)
+    tx.append(b"12345678")
+    for call, names in (
+        (lambda: sock.driver.wait("abc"), "abc"),
+        (lambda: sock.driver.wait([]), "timeout"),
+        (lambda: rx.run(None), "handler"),
+        (lambda: rx.run("x"), "handler"),
+        (lambda: rx.run(1, 2**64), "user"),
+        (lambda: tx.gather(0, "zzz"), "zzz"),
+        (lambda: tx.gather(0, None), "None"),
+        (lambda: tx.gather(True, "u1"), "True"),
+        (lambda: tx.fill(np.zeros((1, 8), "u1")[:, ::2]), "fill"),
+        (lambda: fs.OsUdpSocket.bind("127.0.0.1:0", device="\ud800"), "device"),
+        (lambda: fs.OsUdpSocket.bind("127.0.0.1:0", device="lo\0"), "device"),
+        (lambda: sock.join("224.0.0.1", interface=5), "interface"),
+        (lambda: sock.join("224.0.0.1", interface="a\0"), "interface"),
+        (lambda: sock.join(b"\xe0\0\0\1"), "group"),
+        (lambda: fs.OsUdpSocket.bind("127.0.0.1:0", driver=np.zeros(3)), "driver"),
+        (lambda: fs.OsUdpSocket.bind("127.0.0.1:0", ttl=True), "ttl"),
+        (lambda: fs.OsUdpSocket.bind("127.0.0.1:0", min_batch=True), "min_batch"),
+        (lambda: fs.OsUdpSocket.bind("127.0.0.1%lo:0"), "no scope"),
+    ):
+        with pytest.raises(fs.ConfigError, match=names):
+            pytest.fail(f"{names}: took it: {call()!r}")

@@ -428,6 +428,103 @@ CASES = {
         with raises(MemoryError, fs.Error): fs.OsUdpSocket.bind("127.0.0.1:0", **huge)
         deliver(a, b, [b"x"])
         """,
+    "the collector runs in the middle of an append": """
+        a, b = pair()
+        armed = False
+        class Fills:
+            def __del__(self):
+                if armed and tx.room: tx.allocate()
+        for threshold in range(1, 30):
+            rx = deliver(a, b, [b"x"], b.recv_batch(1))
+            got = rx[0]
+            tx = b.tx_batch(8)
+            tx.allocate(1)
+            gc.collect()
+            cycle = Fills(); cycle.itself = cycle; del cycle
+            gc.set_threshold(threshold, 1, 1); armed = True
+            try: tx.append(got)
+            except fs.Error: pass
+            finally: armed = False; gc.set_threshold(700, 10, 10)
+            assert len(tx) <= tx.capacity
+            del got
+            tx.discard()
+            assert b.pool.rx_available <= b.pool.rx_frames
+        del rx, tx
+        home(a, b)
+        """,
+    "integers that lie": """
+        a, b = pair(tx_frames=4096)
+        class Multiplies(int):
+            def __rmul__(self, other): return [None]
+            __mul__ = __rmul__
+        class Zero(int):
+            def __int__(self): return 0
+            def __index__(self): return 0
+            def __le__(self, other): return True
+            __ge__ = __lt__ = __gt__ = __le__
+        tx = a.tx_batch(Multiplies(4096))
+        tx.allocate()
+        assert [tx[i].frame for i in range(4096)]
+        tx = b.tx_batch(2)
+        tx.allocate(2)
+        tx.fill(b"x" * 64)
+        start = int(tx.offsets[1])
+        with raises(fs.ConfigError): tx.scatter(Zero(2**64 - 16), np.frombuffer(b"A" * 32, dtype="V16"))
+        assert bytes(tx.memory[start - 16 : start]) == bytes(16)
+        with raises(fs.ConfigError): tx.gather(Zero(2**64 - 16), "u1")
+        with raises(fs.ConfigError): tx.discard(Zero(2**40))
+        with raises(fs.ConfigError): fs.OsUdpSocket.bind(("127.0.0.1", Zero(70000)))
+        """,
+    "a signal handler raises within a question to the socket": """
+        import signal
+        class Stop(BaseException): pass
+        armed = False
+        def handler(*args):
+            if armed: raise Stop
+        signal.signal(signal.SIGALRM, handler)
+        a, b = pair()
+        number = a.fileno()
+        for delay in range(2, 400):
+            try:
+                armed = True
+                signal.setitimer(signal.ITIMER_REAL, delay / 1e7)
+                for _ in range(5): a.local_address
+            except Stop: pass
+            finally: armed = False
+            os.fstat(number)
+            assert not a.closed
+        warnings.simplefilter("ignore")
+        """,
+    "a forked child closes": """
+        import time
+        a, b = pair()
+        assert not a.driver.wait(0.01)
+        child = os.fork()
+        if child == 0:
+            a.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        before = time.monotonic()
+        assert not a.driver.wait(0.2) and not a.driver.wait(0.05)
+        assert time.monotonic() - before > 0.2
+        deliver(b, a, [b"still there"])
+        """,
+    "pointers do not belong on a wire": """
+        a, b = pair()
+        tx = a.tx_batch(4)
+        tx.allocate(2)
+        tx.fill(b"x" * 64)
+        pointers = np.array([object(), object()])
+        for attempt in (lambda: tx.scatter(0, pointers), lambda: tx.fill(pointers.reshape(2, 1)),
+                        lambda: tx.scatter(0, np.zeros(2, dtype=[("O", "u1"), ("a", "O")]))):
+            with raises(fs.ConfigError): attempt()
+        tx.scatter(0, np.zeros(2, dtype=[("O", "u1"), ("a", "u1")]))
+        """,
+    "memory without end": """
+        for size in (2**64 - 1, 2**64 - 2**21, 2**63):
+            for huge_pages in (False, True):
+                with raises(MemoryError): memory.Region(size, huge_pages=huge_pages)
+        """,
 }
 
 

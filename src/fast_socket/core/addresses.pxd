@@ -5,6 +5,10 @@ cdef extern from "<sys/socket.h>" nogil:
         AF_INET
         AF_INET6
 
+cdef extern from "<arpa/inet.h>" nogil:
+    uint16_t htons(uint16_t value)
+    uint16_t ntohs(uint16_t value)
+
 # Address records are socket addresses as the kernel lays them out (struct sockaddr_in, struct sockaddr_in6), so that a
 # system call reads and writes a column of them without a copy. Ports and addresses are in network byte order.
 cdef enum:

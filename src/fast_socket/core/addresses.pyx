@@ -11,8 +11,6 @@ from fast_socket.core.errors import ConfigError
 cdef extern from "<arpa/inet.h>" nogil:
     int inet_pton(int family, const char *text, void *binary)
     const char *inet_ntop(int family, const void *binary, char *text, uint32_t size)
-    uint16_t htons(uint16_t value)
-    uint16_t ntohs(uint16_t value)
 
 cdef extern from "<net/if.h>" nogil:
     uint32_t if_nametoindex(const char *name)
@@ -45,6 +43,7 @@ cdef bint _is_v6(str host):
 
 cdef tuple _split(object address, str what):
     if isinstance(address, str):
+        address = str.__str__(address)
         host, colon, text = address.rpartition(":")
         if host.startswith("[") and host.endswith("]"):
             host = host.removeprefix("[").removesuffix("]")
@@ -58,6 +57,7 @@ cdef tuple _split(object address, str what):
         if isinstance(host, (ipaddress.IPv4Address, ipaddress.IPv6Address)):
             host = str(host)
         if isinstance(host, str) and isinstance(port, int) and not isinstance(port, bool):
+            host, port = str.__str__(host), int.__index__(port)         # exact ones, of which nothing is overridden
             # socket.getsockname() of an IPv6 socket: (host, port, flowinfo, scope_id)
             if len(address) == 4 and address[3] and "%" not in host:
                 host = f"{host}%{address[3]}"
@@ -100,7 +100,9 @@ cdef int write_record(uint8_t *record, bint v6, object address, str what) except
             scope = int(zone)
         elif "\0" not in zone:
             scope = if_nametoindex(zone.encode(errors="backslashreplace"))
-        if scope == 0 or not v6:
+        if not v6:
+            raise ConfigError(f"{what} {address!r}: an IPv4 address has no scope: leave %{zone} out")
+        if scope == 0:
             raise ConfigError(f"{what} {address!r}: there is no interface {zone!r} for this address's scope")
     try:
         write_host(record + (HOST_V6_OFFSET if v6 else HOST_V4_OFFSET), v6, host, what)

@@ -30,6 +30,7 @@ cdef class RecvBatch(Batch):
     cdef uint64_t datagram_total
     cdef bint refilled              # replace() gave slots other frames
 
+    cdef int vacate(self) except -1
     cdef uint32_t replace(self) except 0
 
 

@@ -14,14 +14,16 @@ Thread rules: one thread at a time. A second one that touches a batch while a sy
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyBUF_SIMPLE, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyBUF_SIMPLE, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.number cimport PyNumber_AsSsize_t
 from cpython.ref cimport Py_REFCNT
 from libc.errno cimport ENOBUFS
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, intptr_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
+
+import re
 
 from fast_socket.core.addresses cimport (
     AF_INET, AF_INET6, HOST_V4_OFFSET, HOST_V6_OFFSET, PORT_OFFSET, STRIDE_V4, STRIDE_V6, read_record,
@@ -38,6 +40,8 @@ cdef enum:
     MAX_CAPACITY = 1 << 20
     LINE = 64
     ECN_DEFAULT = 255           # transmit: leave the socket's own
+
+cdef object MOST_POINTER = int.from_bytes(sizeof(void *) * b"\xFF", "little")
 
 # Returns whether the packet is kept: zero drops it. Called with the GIL released.
 ctypedef int (*Handler)(uint8_t *data, uint32_t length, void *user) noexcept nogil
@@ -56,7 +60,7 @@ cdef class Batch:
     """
 
     def __cinit__(self, FramePool pool not None, capacity, *, bint v6, metadata=Metadata.NONE,
-                  bint segment_sizes=False):
+                  bint segment_sizes=False, bint local_ports=False, bint multi_buffer=False):
         cdef Slots *slots = &self.slots
         cdef size_t n
         cdef uint8_t *base
@@ -72,12 +76,15 @@ cdef class Batch:
         slots.address_stride = STRIDE_V6 if v6 else STRIDE_V4
         slots.host_size = 16 if v6 else 4
         local, ecn, ttl = Metadata.LOCAL in metadata, Metadata.ECN in metadata, Metadata.TTL in metadata
+        vlan, checksum = Metadata.VLAN in metadata, Metadata.CHECKSUM in metadata
         times = bool(metadata & (Metadata.TIMESTAMP | Metadata.HARDWARE_TIMESTAMP | Metadata.TXTIME))
         # One region, each column on its own cache lines.
         self.block = Region(aligned(8 * n) + 2 * aligned(4 * n) + aligned(slots.address_stride * n)
                             + (aligned(slots.host_size * n) + aligned(4 * n) if local else 0)
                             + (aligned(n) if ecn else 0) + (aligned(n) if ttl else 0)
-                            + (aligned(8 * n) if times else 0) + (aligned(4 * n) if segment_sizes else 0))
+                            + (aligned(8 * n) if times else 0) + (aligned(4 * n) if segment_sizes else 0)
+                            + (aligned(2 * n) if local_ports else 0) + (aligned(2 * n) if vlan else 0)
+                            + (aligned(n) if checksum else 0) + (aligned(n) if multi_buffer else 0))
         base = self.block.base
         slots.offsets = <uint64_t *> base
         base += aligned(8 * n)
@@ -103,9 +110,21 @@ cdef class Batch:
             base += aligned(8 * n)
         if segment_sizes:
             slots.segment_sizes = <uint32_t *> base
+            base += aligned(4 * n)
+        if local_ports:
+            slots.local_ports = <uint16_t *> base
+            base += aligned(2 * n)
+        if vlan:
+            slots.vlan = <uint16_t *> base
+            base += aligned(2 * n)
+        if checksum:
+            slots.checksum = base
+            base += aligned(n)
+        if multi_buffer:
+            slots.continued = base
         memset(slots.frames, 0xFF, 4 * n)
-        slots.vacant = capacity
-        self.packets = [None] * capacity
+        slots.vacant = self.capacity
+        self.packets = [None] * self.capacity
         self.columns = {}
         slots.packets = <void *> self.packets
 
@@ -209,6 +228,7 @@ cdef class Batch:
 
         Zero where the packet is shorter or was taken. Raises `ConfigError` for a negative offset.
         """
+        dtype = check_field_dtype(dtype)
         offset = check_field_offset(offset)
         self.require_idle()
         return gather_fields(self.pool, self.slots.frames + self.head, self.slots.offsets + self.head,
@@ -219,11 +239,8 @@ cdef object gather_fields(FramePool pool, uint32_t *frames, uint64_t *offsets, u
                           object offset, object dtype):
     """`frames` may be NULL, where every row is present."""
     import numpy
-    plain = numpy.dtype(dtype)
-    if plain.hasobject or plain.subdtype is not None:
-        raise ConfigError(f"gather dtype {dtype!r}: give a dtype of plain bytes, not of objects or arrays")
-    result = numpy.zeros(count, dtype=plain)
-    cdef uint64_t at = check_field_offset(offset)
+    result = numpy.zeros(count, dtype=dtype)
+    cdef uint64_t at = offset
     cdef size_t size = result.dtype.itemsize
     cdef uint32_t i
     cdef Py_buffer target
@@ -240,10 +257,38 @@ cdef object gather_fields(FramePool pool, uint32_t *frames, uint64_t *offsets, u
     return result
 
 
-cdef uint64_t check_field_offset(object offset) except? 0xFFFFFFFFFFFFFFFF:
-    if not isinstance(offset, int) or not 0 <= int(offset) <= 0xFFFFFFFF:
-        raise ConfigError(f"field offset is {offset}: give a byte offset from 0")
-    return offset
+cdef object check_field_dtype(object dtype):
+    """A numpy dtype of plain bytes. Whatever of the caller's runs here runs before the batch is looked at."""
+    import numpy
+    try:
+        plain = numpy.dtype(dtype) if dtype is not None else None
+    except TypeError as error:
+        raise ConfigError(f"gather dtype {dtype!r}: {error}") from None
+    if plain is None or plain.hasobject or plain.subdtype is not None:
+        raise ConfigError(f"gather dtype {dtype!r}: give a dtype of plain bytes, not of objects or arrays")
+    return plain
+
+
+cdef object check_field_offset(object offset):
+    """An exact int: one of a subclass could answer otherwise the next time."""
+    if isinstance(offset, int) and not isinstance(offset, bool):
+        plain = int.__index__(offset)
+        if 0 <= plain <= 0xFFFFFFFF:
+            return plain
+    raise ConfigError(f"field offset is {offset!r}: give a byte offset from 0")
+
+
+cdef int open_source(object payload, Py_buffer *source, str what) except -1:
+    """A C-contiguous view of plain values: pointers to objects do not belong on a wire."""
+    try:
+        PyObject_GetBuffer(payload, source, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+    except (ValueError, BufferError) as error:
+        raise ConfigError(f"{what}: {error}; numpy.ascontiguousarray makes a copy that will do") from None
+    # In a structured format (PEP 3118) what stands between colons are names.
+    if source.format != NULL and b"O" in re.sub(rb":[^:]*:", b"", <bytes> source.format):
+        PyBuffer_Release(source)
+        raise ConfigError(f"{what}: an array of Python objects: give numbers or bytes")
+    return 0
 
 
 @cython.final
@@ -269,6 +314,22 @@ cdef class BatchIterator:
 @cython.no_gc
 cdef class RecvBatch(Batch):
     """Reusable receive storage: `socket.recv(batch)` replaces its contents."""
+
+    cdef int vacate(self) except -1:
+        """Forget the contents and let every frame go home, for a backend whose frames come with the packets."""
+        cdef Slots *slots = &self.slots
+        cdef uint32_t i = self.tail
+        self.claim()
+        slots.epoch += 1
+        while i:
+            i -= 1
+            if slots.frames[i] != NO_FRAME:
+                put_frame(self.pool, slots.frames[i])
+                slots.frames[i] = NO_FRAME
+        slots.vacant = 0
+        self.head = self.tail = 0
+        self.datagram_total = 0
+        return 0
 
     cdef uint32_t replace(self) except 0:
         """Forget the contents and give every slot a frame; returns how many slots, from the first, have one."""
@@ -352,6 +413,27 @@ cdef class RecvBatch(Batch):
                                     "Metadata.TIMESTAMP or Metadata.HARDWARE_TIMESTAMP")
 
     @property
+    def local_ports(self):
+        """uint16[n], big-endian dtype, read-only: the port that each datagram was sent to, on a socket that has
+        several."""
+        return self.optional_column("local_ports", self.slots.local_ports, b">H", 2, 2, 1, True, "several ports")
+
+    @property
+    def vlan(self):
+        """uint16[n], read-only: the outer 802.1Q tag control information, 0 for untagged. Needs Metadata.VLAN."""
+        return self.optional_column("vlan", self.slots.vlan, b"H", 2, 2, 1, True, "Metadata.VLAN")
+
+    @property
+    def checksum(self):
+        """uint8[n], read-only: a `ChecksumStatus`. Needs Metadata.CHECKSUM."""
+        return self.optional_column("checksum", self.slots.checksum, b"B", 1, 1, 1, True, "Metadata.CHECKSUM")
+
+    @property
+    def continued(self):
+        """uint8[n], read-only: 1 where the packet goes on in the next slot. Needs multi_buffer=True."""
+        return self.optional_column("continued", self.slots.continued, b"B", 1, 1, 1, True, "multi_buffer=True")
+
+    @property
     def gro_strides(self):
         """uint32[n], read-only: bytes of each datagram in a coalesced packet (the last may be shorter), else its
         length. Needs gro=True."""
@@ -372,8 +454,8 @@ cdef class RecvBatch(Batch):
 
         The address is called as it is: a wrong one crashes, as it would anywhere else.
         """
-        cdef intptr_t address = getattr(handler, "address", handler)
-        cdef void *context = <void *> <intptr_t> user
+        cdef uintptr_t address = check_pointer(getattr(handler, "address", handler), "handler")
+        cdef void *context = <void *> <uintptr_t> check_pointer(user, "user")
         cdef Slots *slots = &self.slots
         cdef uint32_t i, stride, done, length, kept = 0
         cdef uint8_t *data
@@ -499,6 +581,7 @@ cdef class Datagrams:
 
     def gather(self, offset, dtype):
         """Column of the field at byte `offset` of every datagram, as `RecvBatch.gather`."""
+        dtype = check_field_dtype(dtype)
         offset = check_field_offset(offset)
         self.require_current()
         if self.batch.slots.vacant != self.vacant:
@@ -532,8 +615,7 @@ cdef class TxBatch(Batch):
     Room that a partial send frees returns when the batch is drained; `discard` drains it without sending.
     """
 
-    def __cinit__(self, FramePool pool not None, capacity, *, bint v6, metadata=Metadata.NONE,
-                  bint segment_sizes=False):
+    def __cinit__(self, *args, **options):
         self.slots.transmit = True
 
     cdef void rewind(self) noexcept:
@@ -562,6 +644,12 @@ cdef class TxBatch(Batch):
             memset(slots.ttl + first, 0, count)
         if slots.times != NULL:
             memset(slots.times + first, 0, 8 * <size_t> count)
+        if slots.local_ports != NULL:
+            memset(slots.local_ports + first, 0, 2 * <size_t> count)
+        if slots.vlan != NULL:
+            memset(slots.vlan + first, 0, 2 * <size_t> count)
+        if slots.continued != NULL:
+            memset(slots.continued + first, 0, count)
 
     cdef uint32_t take_frames(self, uint32_t count) noexcept:
         """Give up to `count` further slots a fresh, empty frame."""
@@ -616,8 +704,8 @@ cdef class TxBatch(Batch):
         """One peer for every pending slot; single ones can then be changed through the columns."""
         cdef uint8_t record[STRIDE_V6]
         cdef uint32_t i
-        self.require_idle()
         write_record(record, self.slots.v6, to, "destination")
+        self.require_idle()
         for i in range(self.head, self.tail):
             memcpy(self.slots.addresses + <size_t> i * self.slots.address_stride, record, self.slots.address_stride)
 
@@ -651,6 +739,17 @@ cdef class TxBatch(Batch):
         return self.optional_column("ttl", self.slots.ttl, b"B", 1, 1, 1, False, "Metadata.TTL")
 
     @property
+    def source_ports(self):
+        """uint16[n], big-endian dtype, writable: the port to leave from, 0 for the socket's own; on a socket that has
+        several."""
+        return self.optional_column("source_ports", self.slots.local_ports, b">H", 2, 2, 1, False, "several ports")
+
+    @property
+    def continued(self):
+        """uint8[n], writable: 1 where the packet goes on in the next slot. Needs multi_buffer=True."""
+        return self.optional_column("continued", self.slots.continued, b"B", 1, 1, 1, False, "multi_buffer=True")
+
+    @property
     def departure_times(self):
         """int64[n], writable: ns on the socket's pacing clock, 0 for now. Needs Metadata.TXTIME."""
         return self.optional_column("departure_times", self.slots.times, b"q", 8, 8, 1, False, "Metadata.TXTIME")
@@ -673,7 +772,7 @@ cdef class TxBatch(Batch):
         cdef Geometry geometry = self.pool.geometry
         cdef uint8_t *base = self.pool.base
         cdef const uint8_t *data
-        PyObject_GetBuffer(payload, &source, PyBUF_C_CONTIGUOUS)
+        open_source(payload, &source, "fill")
         try:
             self.claim()
             count = self.tail - self.head
@@ -707,7 +806,7 @@ cdef class TxBatch(Batch):
         cdef uint32_t i, count
         cdef uint64_t at = check_field_offset(offset)
         cdef size_t size
-        PyObject_GetBuffer(values, &source, PyBUF_C_CONTIGUOUS)
+        open_source(values, &source, "scatter")
         try:
             self.claim()
             count = self.tail - self.head
@@ -749,11 +848,14 @@ cdef class TxBatch(Batch):
             write_record(record, self.slots.v6, to, "destination")
         if isinstance(data, PacketBuffer) and (<PacketBuffer> data).pool is self.pool:
             packet = data
+            if to is None:
+                address = packet.address
+                if address[1]:
+                    write_record(record, self.slots.v6, address, "destination")
+                    to = True
+            # Only now, and nothing is allocated from here on: the collector could run anybody's code.
             packet.locate_unexported()
             self.require_room()
-            if to is None and packet.address[1]:
-                write_record(record, self.slots.v6, packet.address, "destination")
-                to = True
             packet.detach()
             slot = self.tail
             self.clear_slots(slot, 1)
@@ -796,6 +898,8 @@ cdef class TxBatch(Batch):
         cdef uint32_t i, to, first
         cdef bint local = reply and src.local_hosts != NULL and dst.local_hosts != NULL
         cdef bint sizes = src.segment_sizes != NULL and dst.segment_sizes != NULL
+        cdef bint ports = reply and src.local_ports != NULL and dst.local_ports != NULL
+        cdef bint pieces = src.continued != NULL and dst.continued != NULL
         if source.pool is not self.pool:
             raise ConfigError("take_from: the batches belong to different pools: open both sockets with the same "
                               "pool=, or copy with append()")
@@ -822,6 +926,10 @@ cdef class TxBatch(Batch):
                        dst.host_size)
             if sizes and src.segment_sizes[i] < src.lengths[i]:
                 dst.segment_sizes[to] = src.segment_sizes[i]
+            if ports:
+                dst.local_ports[to] = src.local_ports[i]
+            if pieces:
+                dst.continued[to] = src.continued[i]
             to += 1
         self.tail = to
         return to - first
@@ -840,6 +948,16 @@ cdef uint32_t check_count(object count, str what) except? 0xFFFFFFFF:
     """A count as a C integer, with nothing of the caller's left to run afterwards; None is all."""
     if count is None:
         return 0xFFFFFFFF
-    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= int(count) <= 0xFFFFFFFF:
-        raise ConfigError(f"{what}({count!r}): give an int from 0, or nothing for all")
-    return int(count)
+    if isinstance(count, int) and not isinstance(count, bool):
+        plain = int.__index__(count)
+        if 0 <= plain <= 0xFFFFFFFF:
+            return plain
+    raise ConfigError(f"{what}({count!r}): give an int from 0, or nothing for all")
+
+
+cdef uintptr_t check_pointer(object value, str what) except? 0:
+    if isinstance(value, int) and not isinstance(value, bool):
+        plain = int.__index__(value)
+        if 0 <= plain <= MOST_POINTER:
+            return plain
+    raise ConfigError(f"{what} is {value!r}: give an address, an int from 0")

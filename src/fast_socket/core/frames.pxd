@@ -20,6 +20,10 @@ cdef struct Slots:
     uint8_t *ttl
     int64_t *times              # receive timestamps or departure times
     uint32_t *segment_sizes     # receive: GRO stride; transmit: GSO segment size, 0 for none
+    uint16_t *local_ports       # network byte order: where it was sent to, or leaves from (0: the socket's own)
+    uint16_t *vlan              # outer 802.1Q tag control information, 0 for untagged
+    uint8_t *checksum           # a ChecksumStatus
+    uint8_t *continued          # 1: the packet goes on in the next slot
     bint v6
     bint transmit
     uint32_t address_stride
@@ -54,6 +58,7 @@ cdef class FramePool:
     cdef uint32_t *rx_stack
     cdef uint32_t *tx_stack
     cdef uint32_t rx_free, tx_free
+    cdef object registration        # what a backend knows of this memory: an AF_XDP UMEM, a DPDK mempool
 
 
 # Inline, because every loop over a batch uses them.

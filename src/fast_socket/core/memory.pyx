@@ -7,7 +7,7 @@ buffer protocol, so no order of closing and dropping can leave a view of unmappe
 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_FillInfo
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t
+from libc.stdint cimport SIZE_MAX, uint8_t
 
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -37,6 +37,8 @@ cdef class Region:
         cdef size_t slack = HUGE_PAGE if huge_pages else 0
         cdef size_t lead
         cdef void *memory
+        if size > SIZE_MAX - 2 * HUGE_PAGE:
+            raise MemoryError(f"cannot map {size} bytes")
         self.size = size if size else 1
         if huge_pages:
             self.size = (self.size + HUGE_PAGE - 1) & ~<size_t> (HUGE_PAGE - 1)

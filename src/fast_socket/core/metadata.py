@@ -98,6 +98,11 @@ class UdpRecvMeta:
     timestamp_ns: int | None = None
     gro_stride: int | None = None
     """Every datagram in the buffer has this many bytes, but for a shorter last one. None: the socket has no GRO."""
+    local_port: int | None = None
+    """The port that it was sent to, on a socket that has several."""
+    vlan: int | None = None
+    """The outer 802.1Q tag control information, 0 for untagged."""
+    checksum: ChecksumStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)

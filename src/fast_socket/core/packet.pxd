@@ -1,5 +1,5 @@
 cimport cython
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from fast_socket.core.frames cimport FramePool, Slots
 
@@ -11,8 +11,11 @@ cdef struct PacketMeta:
     uint32_t interface
     uint32_t segment_size
     int64_t time
+    uint16_t vlan
+    uint16_t local_port         # network byte order
     uint8_t ecn
     uint8_t ttl
+    uint8_t checksum
 
 
 cdef class Packet:

@@ -16,11 +16,11 @@ from cpython.number cimport PyNumber_AsSsize_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
-from fast_socket.core.addresses cimport STRIDE_V4, STRIDE_V6, read_host, read_record, write_record
+from fast_socket.core.addresses cimport STRIDE_V4, STRIDE_V6, ntohs, read_host, read_record, write_record
 from fast_socket.core.frames cimport FramePool, NO_FRAME, Slots, chunk_end, lowest_start, put_frame
 
 from fast_socket.core.errors import BufferTakenError, ConfigError, Error
-from fast_socket.core.metadata import Ecn, UdpRecvMeta
+from fast_socket.core.metadata import ChecksumStatus, Ecn, UdpRecvMeta
 
 cdef enum:
     HAS_LOCAL = 1
@@ -28,12 +28,17 @@ cdef enum:
     HAS_TTL = 4
     HAS_TIME = 8
     HAS_SEGMENT_SIZE = 16
+    HAS_LOCAL_PORT = 32
+    HAS_VLAN = 64
+    HAS_CHECKSUM = 128
 
 
 cdef unsigned int columns_of(Slots *slots) noexcept:
     return ((HAS_LOCAL if slots.local_hosts != NULL else 0) | (HAS_ECN if slots.ecn != NULL else 0)
             | (HAS_TTL if slots.ttl != NULL else 0) | (HAS_TIME if slots.times != NULL else 0)
-            | (HAS_SEGMENT_SIZE if slots.segment_sizes != NULL else 0))
+            | (HAS_SEGMENT_SIZE if slots.segment_sizes != NULL else 0)
+            | (HAS_LOCAL_PORT if slots.local_ports != NULL else 0) | (HAS_VLAN if slots.vlan != NULL else 0)
+            | (HAS_CHECKSUM if slots.checksum != NULL else 0))
 
 
 cdef void copy_meta(Slots *slots, uint32_t slot, PacketMeta *meta) noexcept:
@@ -49,6 +54,12 @@ cdef void copy_meta(Slots *slots, uint32_t slot, PacketMeta *meta) noexcept:
         meta.time = slots.times[slot]
     if slots.segment_sizes != NULL:
         meta.segment_size = slots.segment_sizes[slot]
+    if slots.local_ports != NULL:
+        meta.local_port = slots.local_ports[slot]
+    if slots.vlan != NULL:
+        meta.vlan = slots.vlan[slot]
+    if slots.checksum != NULL:
+        meta.checksum = slots.checksum[slot]
 
 
 @cython.no_gc
@@ -221,6 +232,9 @@ cdef class Packet:
             ttl=meta.ttl if present & HAS_TTL else None,
             timestamp_ns=meta.time if present & HAS_TIME else None,
             gro_stride=meta.segment_size if present & HAS_SEGMENT_SIZE else None,
+            local_port=ntohs(meta.local_port) if present & HAS_LOCAL_PORT else None,
+            vlan=meta.vlan if present & HAS_VLAN else None,
+            checksum=ChecksumStatus(meta.checksum) if present & HAS_CHECKSUM else None,
         )
 
 
@@ -339,8 +353,8 @@ cdef class PacketBuffer(Packet):
         """Give the packet up for an immutable one, without a copy. Raises `BufferError` while viewed, because a
         writable view would still change it."""
         cdef FrozenPacket frozen
-        self.locate_unexported()
         frozen = FrozenPacket.__new__(FrozenPacket)
+        self.locate_unexported()
         self.detach()
         frozen.pool = self.pool
         frozen.frame, self.frame = self.frame, NO_FRAME

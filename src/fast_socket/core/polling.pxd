@@ -7,10 +7,13 @@ cdef class Descriptor:
     cdef int wake
     cdef uint32_t users
     cdef readonly bint closed
+    cdef bint has_rings             # look() costs no system call, so that it comes before a wait
     cdef str what
 
     cdef int enter(self) except -1
     cdef void leave(self) noexcept
+    cdef void shut(self) noexcept
+    cdef bint look(self, short events) noexcept nogil
 
 
 cdef class Driver:

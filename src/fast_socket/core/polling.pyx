@@ -43,6 +43,7 @@ cdef extern from "<sys/eventfd.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
+    ssize_t read(int fd, void *data, size_t size)
     ssize_t write(int fd, const void *data, size_t size)
 
 cdef extern from *:
@@ -94,8 +95,21 @@ cdef class Descriptor:
     cdef void leave(self) noexcept:
         self.users -= 1
         if self.closed and self.users == 0 and self.fd >= 0:
+            self.shut()
             close(self.fd)
             self.fd = -1
+
+    cdef void shut(self) noexcept:
+        """What a backend gives back just before the descriptor is closed; nobody is inside any more. A subclass calls it
+        from its own __dealloc__, too."""
+
+    cdef bint look(self, short events) noexcept nogil:
+        """Whether the descriptor has one of `events` (or an error to report) at this moment."""
+        cdef pollfd fds
+        cdef timespec no_time
+        fds.fd, fds.events, fds.revents = self.fd, events, 0
+        no_time.tv_sec = no_time.tv_nsec = 0
+        return ppoll(&fds, 1, &no_time, NULL) > 0
 
     def fileno(self):
         """The descriptor's number, -1 once it is closed: as `socket.fileno`."""
@@ -118,7 +132,7 @@ cdef class Driver:
     """What both drivers share. Thread rules: any thread may wait, also several at once."""
 
     def __cinit__(self, Descriptor descriptor not None, *, min_batch=1, max_wait=0.0):
-        if not isinstance(min_batch, int) or not 1 <= min_batch <= 1 << 20:
+        if not isinstance(min_batch, int) or isinstance(min_batch, bool) or not 1 <= min_batch <= 1 << 20:
             raise ConfigError(f"min_batch is {min_batch!r}: give an int from 1 to {1 << 20}")
         if not isinstance(max_wait, (int, float)) or not 0 <= max_wait <= 1:
             raise ConfigError(f"max_wait is {max_wait!r}: give seconds from 0 to 1")
@@ -131,9 +145,10 @@ cdef class Driver:
         cdef pollfd fds[2]
         cdef timespec limit
         cdef int64_t deadline = -1, slice_end, left, pause_ns = 0
+        cdef uint64_t woken
         cdef int ready = 0, error = 0
         if timeout is not None:
-            if not 0 <= timeout <= 1e9:
+            if not isinstance(timeout, (int, float)) or not 0 <= timeout <= 1e9:
                 raise ConfigError(f"timeout is {timeout!r}: give seconds from 0, or None to wait for ever")
             deadline = now_ns() + <int64_t> (<double> timeout * 1e9)
         descriptor.enter()
@@ -150,27 +165,33 @@ cdef class Driver:
             while True:
                 with nogil:
                     if spin:
-                        limit.tv_sec = limit.tv_nsec = 0
                         slice_end = now_ns() + SPIN_SLICE_NS
                         if 0 <= deadline < slice_end:
                             slice_end = deadline
                         while True:
-                            ready = ppoll(fds, 1, &limit, NULL)
+                            ready = descriptor.look(events)
                             if ready != 0 or now_ns() >= slice_end:
                                 break
                             pause_cpu()
+                    elif descriptor.has_rings and descriptor.look(events):
+                        ready = 1
                     else:
                         left = max(deadline - now_ns(), 0) if deadline >= 0 else 0
                         limit.tv_sec, limit.tv_nsec = left // 1_000_000_000, left % 1_000_000_000
                         ready = ppoll(fds, 2, NULL if deadline < 0 else &limit, NULL)
                     error = errno
-                    if ready > 0 and pause_ns > 0 and fds[0].revents & events:
+                    if ready > 0 and pause_ns > 0 and not fds[1].revents:
                         pause_for(pause_ns, spin)
                 if ready < 0 and error != EINTR:
                     raise Error(f"cannot wait for this {descriptor.what}", error)
                 if descriptor.closed:
                     raise Error(f"this {descriptor.what} was closed while waiting", EBADF)
                 PyErr_CheckSignals()
+                if ready > 0 and fds[1].revents:
+                    # Not closed, and yet woken: a forked child, which shares the eventfd, has closed its copy.
+                    read(descriptor.wake, &woken, sizeof(woken))
+                    fds[1].revents = 0
+                    ready = 1 if fds[0].revents else 0
                 if ready > 0:
                     return 1
                 if deadline >= 0 and now_ns() >= deadline:

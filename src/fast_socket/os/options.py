@@ -221,7 +221,9 @@ class CheckedOptions:
             ("busy_poll_budget", 1, 65_535),
         ):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or not least <= value <= most):
+            if value is not None and (
+                not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most
+            ):
                 raise ConfigError(f"{name} is {value!r}: give an int from {least} to {most}")
         for name, kind in (
             ("metadata", Metadata),
@@ -240,7 +242,8 @@ class CheckedOptions:
             ("pacing_clock", tuple(PACING_CLOCKS)),
             ("icmp_errors", ("count", "raise")),
         ):
-            if getattr(self, name) not in accepted:
+            value = getattr(self, name)
+            if not isinstance(value, str | type) or value not in accepted:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}: give one of {accepted}")
         if not isinstance(self.max_wait, (int, float)) or not 0 <= self.max_wait <= 1:
             raise ConfigError(f"max_wait is {self.max_wait!r}: give seconds from 0 to 1")
@@ -465,7 +468,7 @@ def interface_index(name: str, what: str) -> int:
     """Raises `ConfigError` that lists the interfaces there are."""
     try:
         return socket.if_nametoindex(name)
-    except OSError:
+    except (OSError, ValueError, TypeError):
         present = ", ".join(name for _, name in socket.if_nameindex())
         raise ConfigError(f"{what} is {name!r}: there is no such interface; there are {present}") from None
 
@@ -473,8 +476,8 @@ def interface_index(name: str, what: str) -> int:
 def membership(sock: socket.socket, group: str, interface: str | None, source: str | None, *, join: bool) -> None:
     """Join or leave a multicast group, on one interface, for one source (SSM, RFC 4607) where it is given."""
     try:
-        address = ip_address(group)
-        origin = ip_address(source) if source is not None else None
+        address = ip_address(str(group))
+        origin = ip_address(str(source)) if source is not None else None
     except ValueError as error:
         raise ConfigError(f"multicast group {group!r}, source {source!r}: {error}") from None
     if not address.is_multicast:

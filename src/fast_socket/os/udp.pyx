@@ -34,6 +34,7 @@ from fast_socket.os.linux cimport (
 from fast_socket.os.messages cimport ECN_DEFAULT, RX_CONTROL_SIZE, TxControl, read_control, write_control
 from fast_socket.os.plan cimport ACCEPTABLE, NO_DESTINATION, OUTSIDE_FRAME, WRONG_LENGTH, Prepared, plan
 
+import _socket as bare_socket
 import logging
 import socket as stdlib_socket
 from types import GenericAlias
@@ -46,6 +47,9 @@ from fast_socket.os import options as os_options
 from fast_socket.os.probe import probe_gro, probe_gso
 
 log = logging.getLogger("fast_socket.os")
+
+cdef extern from "<unistd.h>" nogil:
+    int dup(int fd)
 
 cdef enum:
     # What fits an Ethernet without jumbo frames, and a link with the least MTU of IPv6, 1280 (RFC 8200, section 5),
@@ -227,14 +231,20 @@ cdef class OsUdpSocket:
 
     def _ask(self, question):
         """Ask something of a standard socket object over the descriptor, while that is sure to be ours."""
+        cdef int copy
         self.descriptor.enter()
         try:
-            sock = stdlib_socket.socket(stdlib_socket.AF_INET6 if self.v6 else stdlib_socket.AF_INET,
-                                        stdlib_socket.SOCK_DGRAM, 0, self.descriptor.fd)
+            # Over a duplicate, and by the type without Python code: a signal handler may raise at any point of it,
+            # and an object that owns our descriptor would take it along.
+            copy = dup(self.descriptor.fd)
+            if copy < 0:
+                raise Error("cannot ask the socket", errno)
+            sock = bare_socket.socket(stdlib_socket.AF_INET6 if self.v6 else stdlib_socket.AF_INET,
+                                      stdlib_socket.SOCK_DGRAM, 0, copy)
             try:
                 return question(sock)
             finally:
-                sock.detach()
+                sock.close()
         finally:
             self.descriptor.leave()
 
@@ -470,7 +480,13 @@ cdef class OsUdpSocket:
 
     cdef object finish_send(self, OsTxBatch batch, Outcome outcome):
         """Bring accepted frames home, and say what stopped the rest."""
+        cdef uint32_t slot, length
         batch.accept(outcome.accepted)
+        # Before anybody's logging handler, or another thread, can change it.
+        slot, length = batch.head, batch.slots.lengths[batch.head] if batch.head < batch.tail else 0
+        destination = ""
+        if outcome.error or outcome.refusal != ACCEPTABLE:
+            destination = batch.packet_at(slot).address[0] or read_record(self.rules.peer)[0]
         if self.counters.gso_fallbacks and not self.gso_logged:
             self.gso_logged = True
             which = "all"
@@ -479,7 +495,6 @@ cdef class OsUdpSocket:
             log.warning("a large send was refused: this socket now splits %s in software", which)
         if outcome.refusal == ACCEPTABLE and outcome.error == 0:
             return outcome.accepted
-        slot, length = batch.head, batch.slots.lengths[batch.head]
         if outcome.refusal == NO_DESTINATION:
             why = "it has no destination (port 0), and the socket is not connected"
         elif outcome.refusal == WRONG_LENGTH:
@@ -490,7 +505,7 @@ cdef class OsUdpSocket:
             why = (f"its {length} bytes are too many for one datagram here (65,507 over IPv4, 65,527 over IPv6, the "
                    "MTU where fragments are not allowed)")
         else:
-            why = f"{length} bytes to {batch.packet_at(slot).address[0] or self.remote_address or 'the endpoint'}"
+            why = f"{length} bytes to {destination or 'the peer'}"
         raise SendError(f"cannot send packet {outcome.accepted}: {why}", outcome.error or EINVAL,
                         accepted=outcome.accepted)
 

@@ -145,8 +145,17 @@ class Run:
             return
         table = Table(title=self.tool, show_header=False, title_justify="left")
         for name, value in fields.items():
-            table.add_row(name, f"{value:,}" if isinstance(value, int | float) else str(value))
+            table.add_row(name, readable(value))
         console().print(table)
+
+
+def readable(value: Any) -> str:
+    """For a table: numbers grouped, nothing as a dash."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {readable(part)}" for name, part in value.items())
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def run_all(run: Run, jobs: Sequence[Callable[[], None]]) -> None:

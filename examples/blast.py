@@ -102,6 +102,7 @@ def blast(
         batch=frames * segments,
         would_block=stats.would_block,
         gso_fallbacks=stats.gso_fallbacks,
+        icmp_errors=stats.stale_errors,  # nobody listens there, or no way leads there
     )
 
 

@@ -401,3 +401,21 @@ def test_values_of_the_wrong_kind_are_named(sock):
     ):
         with pytest.raises(fs.ConfigError, match=names):
             pytest.fail(f"{names}: took it: {call()!r}")
+
+
+def test_what_an_endpoint_cannot_be_sent_with_is_said(sock):
+    with fs.OsUdpSocket.bind("[::]:0") as dual, pytest.raises(fs.ConfigError, match="one family"):
+        dual.prepare_udp_endpoint(fs.UdpEndpointSpec(remote=("::1", 9), source="127.0.0.5"))
+    tx = sock.tx_batch(1)
+    tx.append(b"123")
+    strange = sock.prepare_udp_endpoint(fs.UdpEndpointSpec(remote=("127.0.0.1", 9), source="192.0.2.77"))
+    with pytest.raises(fs.SendError, match=r"192\.0\.2\.77 an address of this host"):
+        sock.send_to(strange, tx)
+    fixed = sock.prepare_udp_endpoint(fs.UdpEndpointSpec(remote=("127.0.0.1", 9), payload_len=5))
+    with pytest.raises(fs.SendError, match="payload_len=5"):
+        sock.send_to(fixed, tx)
+
+
+def test_v6only_is_for_ipv6():
+    with pytest.raises(fs.ConfigError, match="v6only"):
+        fs.OsUdpSocket.bind("127.0.0.1:0", v6only=True)

@@ -788,7 +788,8 @@ cdef class TxBatch(Batch):
                 start = packet_start(&geometry, slots.frames[i])
                 if start + size > chunk_end(&geometry, slots.frames[i]):
                     raise ConfigError(f"fill: {size} bytes do not fit a frame of "
-                                      f"{chunk_end(&geometry, slots.frames[i]) - start}: choose a larger payload size")
+                                      f"{chunk_end(&geometry, slots.frames[i]) - start}: open the socket with "
+                                      f"tx_layout=BufferLayout(payload_capacity={size})")
                 slots.offsets[i] = start
                 slots.lengths[i] = <uint32_t> size
                 memcpy(base + start, data, size)
@@ -872,8 +873,8 @@ cdef class TxBatch(Batch):
                 slot = self.tail
                 capacity = self.pool.geometry.tx_chunk - self.pool.geometry.tx_payload
                 if <uint64_t> source.len > capacity:
-                    raise ConfigError(f"a payload of {source.len} bytes does not fit a frame of {capacity}: choose a "
-                                      f"larger payload size")
+                    raise ConfigError(f"a payload of {source.len} bytes does not fit a frame of {capacity}: open the "
+                                      f"socket with tx_layout=BufferLayout(payload_capacity={source.len})")
                 if self.take_frames(1) == 0:
                     raise Error(f"all {self.pool.tx_frames} transmit frames are in use: send or discard, or ask for "
                                 f"more with tx_frames", ENOBUFS)

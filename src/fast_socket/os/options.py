@@ -379,7 +379,9 @@ def apply(sock: socket.socket, options: CheckedOptions, *, adopted: bool) -> Non
         if v6:
             put(name, ipv6, option6, value, needs)
 
-    if o.v6only is not None and v6:
+    if o.v6only is not None and not v6:
+        raise ConfigError(f"v6only is {o.v6only}, but the socket is IPv4: leave it out, or bind to an IPv6 address")
+    if o.v6only is not None:
         put("v6only", ipv6, socket.IPV6_V6ONLY, o.v6only)
     for name, option, wanted in (
         ("reuse_port", socket.SO_REUSEPORT, o.reuse_port),

@@ -1,5 +1,5 @@
 cimport cython
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fast_socket.core.frames cimport FramePool
 from fast_socket.core.polling cimport Descriptor, Driver
@@ -22,6 +22,7 @@ cdef struct Counters:
 
 
 cdef struct Outcome:
+    int64_t wanted_length           # the endpoint's, for a message
     # What a transmit came to: slots sent, and why it stopped before the end, if it did.
     uint32_t accepted
     int error
@@ -61,4 +62,4 @@ cdef class OsUdpSocket:
     cdef int hand_over(self, mmsghdr *messages, uint32_t count) noexcept nogil
     cdef void segments_refused(self, uint32_t size, int error) noexcept nogil
     cdef Outcome start_send(self, OsTxBatch batch, const Prepared *endpoint) except *
-    cdef object finish_send(self, OsTxBatch batch, Outcome outcome)
+    cdef object finish_send(self, OsTxBatch batch, Outcome outcome, OsUdpEndpoint endpoint)

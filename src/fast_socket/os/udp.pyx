@@ -18,13 +18,13 @@ Nothing here blocks: waiting is the driver's. Both directions run without the GI
 
 cimport cython
 from libc.errno cimport (
-    EAGAIN, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, EINTR, EINVAL, EIO, EMSGSIZE, ENETUNREACH, ENOPROTOOPT, ENOSYS,
+    EADDRNOTAVAIL, EAGAIN, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, EINTR, EINVAL, EIO, EMSGSIZE, ENETUNREACH, ENOPROTOOPT, ENOSYS,
     EOPNOTSUPP, EPROTO, errno,
 )
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from fast_socket.core.addresses cimport RECORD_V4, RECORD_V6, read_record, write_host, write_record
+from fast_socket.core.addresses cimport HOST_V6_OFFSET, RECORD_V4, RECORD_V6, read_record, write_host, write_record
 from fast_socket.core.frames cimport Slots
 from fast_socket.core.polling cimport Descriptor
 from fast_socket.os.batch cimport MAX_MESSAGES, OsRecvBatch, OsTxBatch, Planned
@@ -68,6 +68,17 @@ SEND_METADATA = Metadata.ECN | Metadata.LOCAL | Metadata.TTL | Metadata.TXTIME
 cdef bint is_stale(int error) noexcept nogil:
     """Errors that an ICMP message about an earlier datagram leaves on a socket (icmp(7), net/ipv4/icmp.c)."""
     return error in (ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, EPROTO, ENOPROTOOPT, EOPNOTSUPP)
+
+
+cdef bint is_mapped(const uint8_t *record, bint v6) noexcept:
+    """Whether a record names an IPv4 peer of an IPv6 socket."""
+    cdef int i
+    if not v6:
+        return False
+    for i in range(10):
+        if record[HOST_V6_OFFSET + i]:
+            return False
+    return record[HOST_V6_OFFSET + 10] == 0xFF and record[HOST_V6_OFFSET + 11] == 0xFF
 
 
 cdef void add_counters(Counters *total, const Counters *more) noexcept:
@@ -317,6 +328,9 @@ cdef class OsUdpSocket:
         control.ecn = ECN_DEFAULT if spec.ecn is None else int(spec.ecn)
         control.ttl, control.tos, control.traffic_class = spec.ttl or 0, self.rules.tos, self.rules.traffic_class
         if spec.source is not None:
+            if (":" in spec.source) != (":" in spec.remote[0]) and not is_mapped(prepared.record, self.v6):
+                raise ConfigError(f"UdpEndpointSpec.source is {spec.source} and remote {spec.remote[0]}: give two "
+                                  f"addresses of one family")
             write_host(host, self.v6, spec.source, "UdpEndpointSpec.source")
             control.source_host = host
         prepared.control_size = write_control(prepared.control, &control, prepared.record, self.v6)
@@ -451,14 +465,14 @@ cdef class OsUdpSocket:
         with `accepted`, and is then the first pending one. Raises `Error` when closed, `BufferError` while packets
         are viewed, `ConfigError` for a batch of another socket.
         """
-        return self.finish_send(batch, self.start_send(batch, NULL))
+        return self.finish_send(batch, self.start_send(batch, NULL), None)
 
     def send_to(self, OsUdpEndpoint endpoint not None, OsTxBatch batch not None):
         """As `send`, every packet to one prepared endpoint: its address, metadata and segment size hold, those in the
         batch do not count."""
         if endpoint.v6 != self.v6:
             raise ConfigError("this endpoint was prepared by a socket of the other family")
-        return self.finish_send(batch, self.start_send(batch, &endpoint.prepared))
+        return self.finish_send(batch, self.start_send(batch, &endpoint.prepared), endpoint)
 
     cdef Outcome start_send(self, OsTxBatch batch, const Prepared *endpoint) except *:
         cdef Outcome outcome
@@ -478,15 +492,17 @@ cdef class OsUdpSocket:
         add_counters(&self.counters, &counters)
         return outcome
 
-    cdef object finish_send(self, OsTxBatch batch, Outcome outcome):
+    cdef object finish_send(self, OsTxBatch batch, Outcome outcome, OsUdpEndpoint endpoint):
         """Bring accepted frames home, and say what stopped the rest."""
         cdef uint32_t slot, length
         batch.accept(outcome.accepted)
         # Before anybody's logging handler, or another thread, can change it.
         slot, length = batch.head, batch.slots.lengths[batch.head] if batch.head < batch.tail else 0
-        destination = ""
+        destination, source = "", None
         if outcome.error or outcome.refusal != ACCEPTABLE:
             destination = batch.packet_at(slot).address[0] or read_record(self.rules.peer)[0]
+            if endpoint is not None:
+                destination, source = endpoint.spec.remote[0], endpoint.spec.source
         if self.counters.gso_fallbacks and not self.gso_logged:
             self.gso_logged = True
             which = "all"
@@ -498,12 +514,14 @@ cdef class OsUdpSocket:
         if outcome.refusal == NO_DESTINATION:
             why = "it has no destination (port 0), and the socket is not connected"
         elif outcome.refusal == WRONG_LENGTH:
-            why = f"it has {length} bytes, but the endpoint was prepared for payload_len packets only"
+            why = f"it has {length} bytes, but the endpoint was prepared with payload_len={outcome.wanted_length}"
         elif outcome.refusal == OUTSIDE_FRAME:
             why = f"its length {length} leaves its frame"
         elif outcome.error == EMSGSIZE:
             why = (f"its {length} bytes are too many for one datagram here (65,507 over IPv4, 65,527 over IPv6, the "
                    "MTU where fragments are not allowed)")
+        elif outcome.error in (EINVAL, ENETUNREACH, EADDRNOTAVAIL) and source:
+            why = f"{length} bytes to {destination}; is {source} an address of this host?"
         else:
             why = f"{length} bytes to {destination or 'the peer'}"
         raise SendError(f"cannot send packet {outcome.accepted}: {why}", outcome.error or EINVAL,
@@ -577,6 +595,7 @@ cdef class OsUdpSocket:
             outcome.error = errno
             break
         outcome.accepted = slot - batch.head
+        outcome.wanted_length = endpoint.payload_len if endpoint != NULL else -1
         return outcome
 
     cdef void segments_refused(self, uint32_t size, int error) noexcept nogil:

@@ -41,6 +41,22 @@ from fast_socket.core.polling import BusyPollDriver, WaitDriver
 from fast_socket.core.routes import EgressResolver, NeighborTable, Route, RouteTable
 from fast_socket.core.traits import BusyPoll, IpPacketSocket, PollDriver, RawDevice, UdpSocket, WaitDriven
 from fast_socket.os import OsRecvBatch, OsTxBatch, OsUdpEndpoint, OsUdpOptions, OsUdpSocket
+from fast_socket.xdp import (
+    Egress,
+    IpFamilies,
+    Unresolved,
+    UnresolvedError,
+    XdpEgress,
+    XdpIpPacketSocket,
+    XdpIpRecvBatch,
+    XdpIpTxBatch,
+    XdpOptions,
+    XdpUdpEndpoint,
+    XdpUdpOptions,
+    XdpUdpRecvBatch,
+    XdpUdpSocket,
+    XdpUdpTxBatch,
+)
 
 __version__ = "0.1.0"
 
@@ -56,11 +72,13 @@ __all__ = [
     "Datagrams",
     "DeviceError",
     "Ecn",
+    "Egress",
     "EgressResolver",
     "Error",
     "FramePool",
     "FrozenPacket",
     "IfIndex",
+    "IpFamilies",
     "IpPacketRecvMeta",
     "IpPacketSocket",
     "Metadata",
@@ -92,8 +110,20 @@ __all__ = [
     "UdpRecvMeta",
     "UdpSocket",
     "UdpStats",
+    "Unresolved",
+    "UnresolvedError",
     "WaitDriven",
     "WaitDriver",
+    "XdpEgress",
+    "XdpIpPacketSocket",
+    "XdpIpRecvBatch",
+    "XdpIpTxBatch",
+    "XdpOptions",
+    "XdpUdpEndpoint",
+    "XdpUdpOptions",
+    "XdpUdpRecvBatch",
+    "XdpUdpSocket",
+    "XdpUdpTxBatch",
     "available_cpus",
     "cpu_numa_node",
     "device_queue_affinity",

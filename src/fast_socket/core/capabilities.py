@@ -72,6 +72,8 @@ class UdpStats:
     """Sends that stopped because the send buffer was full."""
     frame_shortages: int = 0
     """Receives that could not offer every slot because frames were not returned to the pool."""
+    held: int = 0
+    """Sends that stopped because a neighbour was not resolved yet (AF_XDP)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,3 +92,13 @@ class RawDeviceStats:
     tx_ring_empty: int = 0
     fragments_dropped: int = 0
     bad_packets: int = 0
+    """Shorter than their headers say, or headers that contradict each other."""
+    filtered: int = 0
+    """Packets for another protocol, family, address or port."""
+    completions: int = 0
+    kicks: int = 0
+    """System calls that had the device look at its TX ring."""
+    filled: int = 0
+    """Frames that the device may receive into, or has received into, at this moment."""
+    outstanding: int = 0
+    """Frames sent and not completed at this moment."""

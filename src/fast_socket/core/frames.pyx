@@ -74,6 +74,17 @@ cdef class FramePool:
         """Transmit frames on the free stack."""
         return self.tx_free
 
+    @property
+    def rx_with_device(self):
+        """Receive frames that a device has: in AF_XDP's rings. 0 for backends that copy."""
+        return 0 if self.registration is None else self.registration.with_device(0, self.rx_frames)
+
+    @property
+    def tx_with_device(self):
+        """Transmit frames that a device has: sent, and not yet given back."""
+        return (0 if self.registration is None
+                else self.registration.with_device(self.rx_frames, self.rx_frames + self.tx_frames))
+
     def __repr__(self):
         return (f"<FramePool rx {self.rx_free}/{self.rx_frames} x {self.geometry.rx_chunk} B, "
                 f"tx {self.tx_free}/{self.tx_frames} x {self.geometry.tx_chunk} B>")

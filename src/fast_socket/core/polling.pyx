@@ -62,6 +62,10 @@ cdef extern from *:
 cdef int64_t SPIN_SLICE_NS = 10_000_000
 
 
+# And one whose rings the kernel calls ready while we see nothing in them looks again after this time.
+cdef int64_t RING_PAUSE_NS = 20_000
+
+
 cdef int64_t now_ns() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
@@ -182,6 +186,11 @@ cdef class Driver:
                     error = errno
                     if ready > 0 and pause_ns > 0 and not fds[1].revents:
                         pause_for(pause_ns, spin)
+                if ready > 0 and descriptor.has_rings and not fds[1].revents and not fds[0].revents & ~events \
+                        and not descriptor.look(events):
+                    ready = 0           # the kernel's threshold is not ours: look again in a moment
+                    with nogil:
+                        pause_for(RING_PAUSE_NS, spin)
                 if ready < 0 and error != EINTR:
                     raise Error(f"cannot wait for this {descriptor.what}", error)
                 if descriptor.closed:

@@ -1,0 +1,36 @@
+"""AF_XDP: UDP payloads or whole IP datagrams through a device queue, past the kernel's network stack.
+
+An XDP program (`fast_socket.xdp.ebpf`) redirects what was asked for to the queue's socket and passes everything else on
+to the kernel. Frames live in a UMEM that kernel and program share; headers are read and written here. Linux 5.10.
+
+How it degrades: zero-copy where the driver has it, else the kernel copies, and `zero_copy` says which; native XDP, else
+generic. Without libbpf, privilege or a device there is `fast_socket.xdp.sim`: the same rings, sockets and loops over a wire
+in memory.
+"""
+
+from fast_socket.xdp import sim
+from fast_socket.xdp.batch import XdpIpRecvBatch, XdpIpTxBatch, XdpUdpRecvBatch, XdpUdpTxBatch
+from fast_socket.xdp.egress import Egress, Unresolved
+from fast_socket.xdp.header_table import UnresolvedError
+from fast_socket.xdp.ip import IpFamilies, XdpEgress, XdpIpPacketSocket
+from fast_socket.xdp.options import XdpOptions, XdpUdpOptions, umem_layouts
+from fast_socket.xdp.udp import XdpUdpEndpoint, XdpUdpSocket
+
+__all__ = [
+    "Egress",
+    "IpFamilies",
+    "Unresolved",
+    "UnresolvedError",
+    "XdpEgress",
+    "XdpIpPacketSocket",
+    "XdpIpRecvBatch",
+    "XdpIpTxBatch",
+    "XdpOptions",
+    "XdpUdpEndpoint",
+    "XdpUdpOptions",
+    "XdpUdpRecvBatch",
+    "XdpUdpSocket",
+    "XdpUdpTxBatch",
+    "sim",
+    "umem_layouts",
+]

@@ -125,6 +125,8 @@ def frames() -> dict[str, bytes]:
         "all extensions": ipv6(udp(), extensions=((0, 1), (60, 0), (43, 2), (60, 0))),
         "icmp behind extensions": ipv6(b"\x87" + bytes(23), protocol=58, extensions=((0, 0), (60, 0))),
         "icmp empty": ipv6(b"", protocol=58),
+        "icmp empty and padded": ipv6(b"", protocol=58) + bytes(6),
+        "discovery in the padding": ipv6(b"", protocol=58) + b"\x87" + bytes(23),
         "icmp of another": ipv6(b"\x87" + bytes(23), "ff02::1:ff00:1", protocol=58),
     }
     six |= {f"{n} extensions": ipv6(udp(), extensions=((60, 0),) * n) for n in (1, 7, 8, 9, 12)}

@@ -205,8 +205,6 @@ INLINE enum outcome classify(struct xdp_md *ctx, __u32 generation) {
         __u32 length = NET16(ip->length);
         if (ip->version_words >> 4 != 4 || header < sizeof(*ip) || length < header || length > left)
             return MALFORMED;
-        if (BEYOND(at, header))
-            return MALFORMED;
         if (NET16(ip->fragment) & IPV4_FRAGMENT)
             return FRAGMENT;
         address.words[2] = NET32(0xffff);
@@ -270,10 +268,10 @@ INLINE enum outcome classify(struct xdp_md *ctx, __u32 generation) {
     if (protocol != PROTOCOL_UDP)
         return OTHER_PROTOCOL;
     struct udp *udp = at;
-    if (payload < sizeof(*udp) || BEYOND(udp, sizeof(*udp)))
+    if (BEYOND(udp, sizeof(*udp)))
         return MALFORMED;
     __u32 length = NET16(udp->length);
-    if (length < sizeof(*udp) || length > payload)
+    if (length < sizeof(*udp) || length > payload)      // nor then is there room for it in the packet
         return MALFORMED;
     __u32 port = NET16(udp->destination);
     struct ports *wanted = lookup(&ports, &generation);

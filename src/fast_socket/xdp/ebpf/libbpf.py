@@ -25,6 +25,8 @@ BPF_ANY = 0
 BPF_F_XDP_DEV_BOUND_ONLY = 1 << 6
 
 LIBBPF_DEBUG = 2
+LIBBPF_ERRNO_FIRST = 4000
+"""From here on error numbers are libbpf's own, as for a file that is no BPF object."""
 ERROR_LINES = 12
 """The verifier's log can be long; the reason is at its end."""
 
@@ -122,7 +124,7 @@ WARNINGS = Warnings()
 
 
 def failure(what: str, code: int) -> OSError:
-    return OSError(code, f"{what}: {os.strerror(code)}")
+    return OSError(code, f"{what}: {os.strerror(code)}" if code < LIBBPF_ERRNO_FIRST else what)
 
 
 class Library:

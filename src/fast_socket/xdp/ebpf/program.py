@@ -24,8 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, NoReturn
 
-from fast_socket.core.errors import CapabilityError, ConfigError, DeviceError
-from fast_socket.xdp.ebpf.libbpf import library
+from fast_socket.core.errors import CapabilityError, ConfigError, DeviceError, Error
+from fast_socket.xdp.ebpf.libbpf import LOG, library
 
 IpAddress = IPv4Address | IPv6Address
 
@@ -58,7 +58,7 @@ LAYOUT = {
     "xsks": (BPF_MAP_TYPE_XSKMAP, 4, 4),
     "addresses": (BPF_MAP_TYPE_HASH, ADDRESS_SIZE, 4),
     "ports": (BPF_MAP_TYPE_ARRAY, 4, PORT_WORDS * 8),
-    "counters": (BPF_MAP_TYPE_PERCPU_ARRAY, 4, 8 * 8),
+    "counters": (BPF_MAP_TYPE_PERCPU_ARRAY, 4, 8),
     "settings": (BPF_MAP_TYPE_ARRAY, 4, SETTINGS.size),
     "config": (BPF_MAP_TYPE_ARRAY, 4, CONFIG.size),
 }
@@ -359,14 +359,16 @@ class XdpProgram:
 
     def counters(self) -> XdpCounters:
         """Summed over all CPUs."""
-        cpus = self._library.possible_cpus()
-        values = array.array("Q", self._library.lookup(self._fd("counters"), ZERO, cpus * 8 * len(COUNTERS)))
-        return XdpCounters(**{name: sum(values[at :: len(COUNTERS)]) for at, name in enumerate(COUNTERS)})
+        size, fd = 8 * self._library.possible_cpus(), self._fd("counters")
+        found = (self._library.lookup(fd, at.to_bytes(4, sys.byteorder), size) for at in range(len(COUNTERS)))
+        return XdpCounters(**{name: sum(array.array("Q", each)) for name, each in zip(COUNTERS, found, strict=True)})
 
     # Filter and sockets
 
     def set_filter(self, filter: XdpFilter) -> None:
         """Other addresses and ports, while frames arrive. A frame meets the old filter or the new one, no mixture."""
+        if not isinstance(filter, XdpFilter):
+            raise ConfigError(f"filter={filter!r}: an XdpFilter")
         all_ip, ipv4, ipv6, *_ = CONFIG.unpack(self._library.lookup(self._fd("config"), ZERO, CONFIG.size))
         for name, fixed in (("all_ip", all_ip), ("ipv4", ipv4), ("ipv6", ipv6)):
             if getattr(filter, name) != bool(fixed):
@@ -406,8 +408,8 @@ class XdpProgram:
     def insert(self, queue: int, fd: int) -> None:
         """Gives the frames of a receive queue to an AF_XDP socket, instead of the one before.
 
-        The socket must have its receive ring. It may be another process's, received with SCM_RIGHTS, and leaves the
-        queue by itself when it is closed.
+        Bind it to that queue first: what is redirected to a socket that cannot receive is lost. It may be another
+        process's socket, received with SCM_RIGHTS. Closed, it leaves the queue by itself.
         """
         self._check_queue(queue)
         try:
@@ -416,7 +418,7 @@ class XdpProgram:
             )
         except OSError as error:
             _refused(error)
-            raise ConfigError(f"fd={fd}: an AF_XDP socket that has its receive ring", error.errno) from error
+            raise ConfigError(f"fd={fd}: the fd of an AF_XDP socket", error.errno) from error
 
     def remove(self, queue: int) -> None:
         """Takes the socket off a queue. Nothing happens where there is none."""
@@ -437,7 +439,7 @@ class XdpProgram:
         with self._lock:
             if "link" in self._fds:
                 raise ConfigError(f"the XDP program is attached to {self.device} already; detach it first")
-            ifindex = _ifindex(device)
+            ifindex, program = _ifindex(device), self.fd
             made_for = CONFIG.unpack(self._library.lookup(self._fd("config"), ZERO, CONFIG.size))[5]
             if made_for not in (0, ifindex):
                 raise ConfigError(f"device={device!r}: the program has timestamps and was loaded for another device")
@@ -449,13 +451,17 @@ class XdpProgram:
             reasons: dict[XdpMode, OSError] = {}
             for tried in modes:
                 try:
-                    link = self._library.link(self.fd, ifindex, MODE_FLAGS[tried])
+                    link = self._library.link(program, ifindex, MODE_FLAGS[tried])
                 except OSError as error:
                     reasons[tried] = error
                     if error.errno in REFUSED_HERE:
                         break
                 else:
                     self._fds["link"] = link
+                    for mode, error in reasons.items():
+                        LOG.info(
+                            "%s does not take XDP in %s mode (%s): %s", device, mode.value, error.strerror, tried.value
+                        )
                     number = MODE_NOTES.index(tried)
                     self._note(self._settings()._replace(attached=number, device=os.fsencode(device)))
                     return
@@ -505,6 +511,7 @@ class XdpProgram:
         pinned: list[Path] = []
         with self._lock:
             fds = [(name, self._fd(name)) for name in HANDED_OVER if name in self._fds or name != "link"]
+            made = not path.exists()
             try:
                 path.mkdir(mode=0o700, exist_ok=True)
                 for name, fd in fds:
@@ -513,11 +520,13 @@ class XdpProgram:
             except OSError as error:
                 for done in pinned:
                     done.unlink()
+                if made and path.exists():
+                    path.rmdir()
                 if error.errno == errno.EEXIST:
                     raise ConfigError(f"{path} holds a pinned program: reuse it, or remove the directory") from error
-                _refused(error)
                 raise ConfigError(
-                    f"cannot pin to {path}: a directory in a BPF file system (`mount -t bpf bpf /sys/fs/bpf`)",
+                    f"cannot pin to {path}: with CAP_BPF, to a directory of a BPF file system "
+                    "(`mount -t bpf bpf /sys/fs/bpf`)",
                     error.errno,
                 ) from error
 
@@ -545,11 +554,11 @@ def _mtu(device: str) -> int:
 
 def _refused(error: OSError) -> None:
     """Privilege reads the same wherever it is missing."""
-    if isinstance(error, CapabilityError):
+    if isinstance(error, Error):
         raise error
-    if error.errno in (errno.EPERM, errno.EACCES):
+    if error.errno == errno.EPERM:
         raise CapabilityError(
-            f"XDP programs need CAP_BPF and CAP_NET_ADMIN: run as root or grant them ({error.strerror})", error.errno
+            "XDP programs need CAP_BPF and CAP_NET_ADMIN: run as root or grant them", error.errno
         ) from error
 
 

@@ -120,6 +120,7 @@ def frames() -> dict[str, bytes]:
         "fragment of another": ipv6(udp(), OTHER6, extensions=((44, 0),)),
         "fragment behind": ipv6(udp(), extensions=((0, 0), (60, 1), (44, 0))),
         "atomic fragment with words": ipv6(udp(), extensions=((44, 255),)),
+        "udp length with extensions": ipv6(udp(length=16), extensions=((60, 0),)),
         "nothing next": ipv6(b"", protocol=59),
         "long extension": ipv6(udp(), extensions=((60, 60),)),
         "all extensions": ipv6(udp(), extensions=((0, 1), (60, 0), (43, 2), (60, 0))),

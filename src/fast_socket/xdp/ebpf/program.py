@@ -4,6 +4,7 @@ The program lives as long as somebody holds it: this object, a pin, or another p
 its device when the last holder of the link is gone, whichever way that went: nothing stays attached after a crash. Only
 a pinned link outlives its processes, which is what a pin is for.
 
+Who holds the fds controls the program, with or without privilege; loading one takes CAP_BPF and CAP_NET_ADMIN.
 One process at a time changes the filter; `insert`, `remove` and `counters` are free for all holders.
 """
 
@@ -531,7 +532,7 @@ class XdpProgram:
                 ) from error
 
     def send_fds(self, sock: socket.socket) -> None:
-        """Shares the program over a Unix socket with a process that calls `receive_fds`."""
+        """Shares the program, with all control of it, over a Unix socket with a process that calls `receive_fds`."""
         with self._lock:
             fds = [self._fd(name) for name in HANDED_OVER if name in self._fds or name != "link"]
             socket.send_fds(sock, [MESSAGE + bytes([len(fds)])], fds)

@@ -459,10 +459,9 @@ class XdpProgram:
                         break
                 else:
                     self._fds["link"] = link
-                    for mode, error in reasons.items():
-                        LOG.info(
-                            "%s does not take XDP in %s mode (%s): %s", device, mode.value, error.strerror, tried.value
-                        )
+                    for other, reason in reasons.items():
+                        what = f"{device} does not take XDP in {other.value} mode ({reason.strerror})"
+                        LOG.info("%s: attached in %s mode", what, tried.value)
                     number = MODE_NOTES.index(tried)
                     self._note(self._settings()._replace(attached=number, device=os.fsencode(device)))
                     return

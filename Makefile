@@ -8,7 +8,7 @@ ARGS ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench wheel docs test-asan gates api clean
+.PHONY: help setup demo test lint bench wheel docs test-asan gates api ebpf clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,10 @@ test-asan: ## run the conformance tests on a debug build with AddressSanitizer
 api: ## write the list of public names again, after a wanted change
 	@scripts/setup.sh api
 	@$(PY) scripts/public_api.py --write
+
+ebpf: ## compile the XDP program again after a change; ARGS=--check compares with what is committed
+	@scripts/setup.sh ebpf
+	@scripts/ebpf.sh $(ARGS)
 
 clean: ## remove what was built, also .venv
 	rm -rf .venv build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

@@ -46,11 +46,19 @@ have git || wish git                                    # the sdist and the chec
 case $target in
     bench) have iperf3 || wish iperf3; have valgrind || wish valgrind ;;
     gates) have valgrind || need valgrind ;;
+    ebpf)
+        have clang || need clang
+        have llvm-strip || need llvm
+        [[ -e /usr/include/linux/bpf.h ]] || need linux-libc-dev ;;
+    test) [[ -n $(compgen -G '/usr/lib*/libbpf.so.1'; compgen -G '/usr/lib/*/libbpf.so.1') ]] || wish libbpf1 ;;
     wheel) have git || need git ;;
     test-asan)
         # gcc answers with a bare name where it has no such file.
         have gcc && [[ $(gcc -print-file-name=libasan.so) == /* ]] || need gcc ;;
 esac
+
+# Compiling the XDP program wants nothing of Python.
+if [[ $target == ebpf ]]; then install_missing; exit 0; fi
 
 # --- Python ----------------------------------------------------------------------------------------------------------
 

@@ -59,6 +59,8 @@ def check_wheel(path: Path) -> None:
     for name in extensions:
         stub = name.partition(".")[0] + ".pyi"
         assert stub in names, f"the wheel lacks {stub}"
+    programs = {f"fast_socket/xdp/ebpf/{name}.bpf.o" for name in ("redirect", "redirect_timestamps")}
+    assert programs <= names, f"the wheel lacks {programs - names}"
     strange = [name for name in names if name.endswith((".c", ".pyc", "meson.build")) or "__pycache__" in name]
     assert not strange, f"the wheel holds {strange}"
     outside = {name.split("/")[0] for name in names if not name.startswith(("fast_socket/", "fast_socket-"))}

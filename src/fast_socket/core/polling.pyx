@@ -104,8 +104,8 @@ cdef class Descriptor:
             self.fd = -1
 
     cdef void shut(self) noexcept:
-        """What a backend gives back just before the descriptor is closed; nobody is inside any more. A subclass calls it
-        from its own __dealloc__, too."""
+        """What a backend gives back just before the descriptor is closed; nobody is inside any more. A subclass calls
+        it from its own __dealloc__, too."""
 
     cdef bint look(self, short events) noexcept nogil:
         """Whether the descriptor has one of `events` (or an error to report) at this moment."""

@@ -10,6 +10,7 @@ in memory.
 
 from fast_socket.xdp import sim
 from fast_socket.xdp.batch import XdpIpRecvBatch, XdpIpTxBatch, XdpUdpRecvBatch, XdpUdpTxBatch
+from fast_socket.xdp.ebpf import XdpCounters, XdpFilter, XdpMode, XdpProgram
 from fast_socket.xdp.egress import Egress, Unresolved
 from fast_socket.xdp.header_table import UnresolvedError
 from fast_socket.xdp.ip import IpFamilies, XdpEgress, XdpIpPacketSocket
@@ -21,11 +22,15 @@ __all__ = [
     "IpFamilies",
     "Unresolved",
     "UnresolvedError",
+    "XdpCounters",
     "XdpEgress",
+    "XdpFilter",
     "XdpIpPacketSocket",
     "XdpIpRecvBatch",
     "XdpIpTxBatch",
+    "XdpMode",
     "XdpOptions",
+    "XdpProgram",
     "XdpUdpEndpoint",
     "XdpUdpOptions",
     "XdpUdpRecvBatch",

@@ -4,6 +4,7 @@ All tools, ours, the C loops and plain_socket.py, keep to one convention: a list
 ends any of them at once; the last line is a JSON object.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -103,8 +104,11 @@ class Tool:
     def say(self, line: str) -> None:
         """To a tool that was started with a prompt."""
         assert self._process.stdin is not None
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            raise self.error(f"did not take {line!r}") from None
 
     def signal(self, number: int) -> None:
         if self.running:
@@ -120,8 +124,12 @@ class Tool:
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
         self._process.wait()
+        self._close_prompt()
+
+    def _close_prompt(self) -> None:
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            with contextlib.suppress(OSError):  # what it did not take is still to be written
+                self._process.stdin.close()
 
     def wait(self, seconds: float) -> bool:
         """True once it has ended, False after so many seconds."""
@@ -142,8 +150,7 @@ class Tool:
             raise self.error(f"did not end within {seconds:.0f} s")
         self.cpu_seconds = self._cpu_seconds() - self.ready_cpu_seconds
         self._reader.join()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        self._close_prompt()
         # A second signal, while it was ending after the first, comes too late to matter: the report is what counts.
         status = self._process.wait()
         if status != 0 and not (self._stopping and -status in STOPPING):

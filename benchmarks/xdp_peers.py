@@ -39,6 +39,8 @@ HEADERS = 42  # Ethernet, IPv4, UDP
 PROMPT_SECONDS = 10.0
 # Enough for the rings of one queue; testpmd's own choice for two CPUs takes more than 256 MiB without huge pages.
 TESTPMD_MBUFS, TESTPMD_MEGABYTES = 16384, 256
+# A device that takes nothing from xdp-trafficgen is not waited for any longer.
+START_SECONDS = 3.0
 REMOVED_TRACEPOINT = "xdp_redirect_map_err"
 
 
@@ -69,9 +71,9 @@ def trafficgen_unavailable() -> str | None:
 
 
 def reason(error: ToolError) -> str:
-    """The program's last words, or without any, the command and what became of it."""
+    """What became of the program, and its last words, without the whole command."""
     command, *words = filter(None, map(str.strip, str(error).splitlines()))
-    return "; ".join(words[-3:]) or command
+    return ": ".join(filter(None, (command.rpartition(": ")[2], "; ".join(words[-3:]))))
 
 
 # ---- C over libxdp ----
@@ -113,8 +115,7 @@ def c_receiver(ends: Ends, argv: list[str], peer: Peer) -> Result:
     except ToolError as error:
         return reason(error)
     finally:
-        if receiver.running:
-            receiver.kill()
+        receiver.kill()
     return theirs if isinstance(theirs, str) else report | {"peer": theirs}
 
 
@@ -260,6 +261,9 @@ def testpmd_txonly(
             f"--burst={burst}", f"--txpkts={HEADERS + PAYLOAD_LEN}", f"--tx-ip={near.ipv4},{ends.address}",
             f"--tx-udp={SOURCE_PORT},{PORT}", f"--eth-peer=0,{ends.far.interface.mac}",
         )  # fmt: skip
+    except ToolError as error:
+        return reason(error)
+    try:
         before = testpmd.counters()
         time.sleep(seconds)
         taken = difference(before, testpmd.counters())
@@ -268,6 +272,8 @@ def testpmd_txonly(
         testpmd.quit()
     except ToolError as error:
         return reason(error)
+    finally:
+        testpmd.tool.kill()
     return {
         "tool": "dpdk-testpmd",
         "mode": "txonly",
@@ -305,8 +311,7 @@ def testpmd_rxonly(
     except ToolError as error:
         return reason(error)
     finally:
-        if testpmd.tool.running:
-            testpmd.tool.kill()
+        testpmd.tool.kill()
     if isinstance(theirs, str):
         return theirs
     return {
@@ -329,7 +334,8 @@ def trafficgen_udp(ends: Ends, seconds: float) -> Result:
     """xdp-trafficgen, of xdp-tools: the kernel makes the packets and redirects them to the device, in the live-frames
     mode of BPF_PROG_RUN (Linux 5.18). No user space touches a packet: this is a limit of the device, not of AF_XDP.
 
-    It sends IPv6, and needs the far end of a veth to have an XDP program or GRO. `sent` is the device's own counter.
+    It sends IPv6, which c_count counts as `other`, and needs the far end of a veth to have an XDP program or GRO.
+    `sent` is the device's own counter.
     """
     if missing := trafficgen_unavailable():
         return missing
@@ -343,31 +349,32 @@ def trafficgen_udp(ends: Ends, seconds: float) -> Result:
     def sent() -> int:
         return int(ends.near.run(counter.read_text))
 
+    tool = ends.sender(argv)
     try:
-        ends.sender([*argv[:2], "--num-packets", "1", *argv[2:]]).output(LIMIT)
-        before = sent(), time.monotonic()
-        tool = ends.sender(argv)
-        try:
-            # It counts the time from its start; what it takes to begin, some 0.1 s, is not of its rate.
-            while sent() == before[0] and tool.running and time.monotonic() < before[1] + LIMIT:
-                time.sleep(0.005)
-            before = sent(), time.monotonic()
-            cpu_before = cpu_times(tool.pid)
-            time.sleep(seconds)
-            after = sent(), time.monotonic()
-            cpu = difference(cpu_before, cpu_times(tool.pid))
-            tool.signal(signal.SIGINT)
-            tool.wait(STOP_SECONDS)
-        finally:
-            if tool.running:
-                tool.kill()
+        first, begun = sent(), time.monotonic()
+        # It takes some 0.1 s to begin, which is not of its rate. What is a start, and no stray: a thousand packets.
+        while sent() < first + 1000:
+            if not tool.running:
+                tool.output(STOP_SECONDS)
+                raise tool.error("ended by itself")
+            if time.monotonic() > begun + START_SECONDS:
+                return "xdp-trafficgen sends nothing (over veth the far end needs an XDP program or GRO)"
+            time.sleep(0.005)
+        before, cpu_before = (sent(), time.monotonic()), cpu_times(tool.pid)
+        time.sleep(seconds)
+        after, cpu_after = (sent(), time.monotonic()), cpu_times(tool.pid)
+        # Its status is 1 also when all went well.
+        tool.signal(signal.SIGINT)
+        tool.wait(STOP_SECONDS)
     except ToolError as error:
         if REMOVED_TRACEPOINT in str(error):
             return (
-                f"{versions()['xdp-tools']} wants the tracepoint {REMOVED_TRACEPOINT}, which this kernel "
-                "no longer has (xdp-tools does without since its pull request 513, of 2025)"
+                f"{versions()['xdp-tools']} wants the tracepoint {REMOVED_TRACEPOINT}, which this kernel no longer has "
+                "(xdp-tools does without since its pull request 513, of June 2025)"
             )
         return reason(error)
+    finally:
+        tool.kill()
     taken, passed = after[0] - before[0], after[1] - before[1]
     return {
         "tool": "xdp-trafficgen",
@@ -375,5 +382,5 @@ def trafficgen_udp(ends: Ends, seconds: float) -> Result:
         "sent": taken,
         "seconds": passed,
         "pps": taken / passed,
-        **cpu,
+        **difference(cpu_before, cpu_after),
     }

@@ -346,3 +346,4 @@ def test_trafficgen_runs_or_says_why_not(ends):
         assert "xdp-trafficgen" in result
         pytest.skip(result)
     assert result["peer"]["sent"] > 0
+    assert result["other"] > 0  # it sends IPv6

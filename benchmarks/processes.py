@@ -4,6 +4,7 @@ All tools, ours, the C loops and plain_socket.py, keep to one convention: a list
 ends any of them at once; the last line is a JSON object.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -40,27 +41,43 @@ class ToolError(fs.Error):
 class Tool:
     """A running tool. Its output is read by a thread, so that it never waits for us."""
 
-    def __init__(self, argv: Sequence[str], *, spawn: Spawn = subprocess.Popen, cpu: int | None = None) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        spawn: Spawn = subprocess.Popen,
+        cpu: int | None = None,
+        ready: Sequence[str] = ("ready", "listening"),  # the latter is iperf3's word
+        prompt: bool = False,
+    ) -> None:
         self.argv = [*(["taskset", "--cpu-list", str(cpu)] if cpu is not None else []), *argv]
         self.lines: list[str] = []
         self.progress: Mapping[str, int] = {}
         self.ready_cpu_seconds = 0.0
+        self._ready_words = ready
         self._ready = threading.Event()
         self._stopping = False
         self._process = spawn(
-            self.argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            self.argv,
+            cwd=ROOT,
+            stdin=subprocess.PIPE if prompt else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        for line in self._process.stdout or ():
-            self.lines.append(line.rstrip())
-            if line.startswith('{"progress"'):
-                self.progress = json.loads(self.lines.pop())["progress"]
-            elif "ready" in line or "listening" in line:  # the latter is iperf3's word
-                self.ready_cpu_seconds = self._cpu_seconds()
-                self._ready.set()
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            for line in output:
+                self.lines.append(line.rstrip())
+                if line.startswith('{"progress"'):
+                    self.progress = json.loads(self.lines.pop())["progress"]
+                elif any(word in line for word in self._ready_words):
+                    self.ready_cpu_seconds = self._cpu_seconds()
+                    self._ready.set()
         self._ready.set()
 
     def _cpu_seconds(self) -> float:
@@ -73,12 +90,25 @@ class Tool:
     def wait_ready(self) -> "Tool":
         if not self._ready.wait(START_SECONDS) or not self.running:
             self.kill()
-            raise self._error("did not get ready")
+            raise self.error("did not get ready")
         return self
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def running(self) -> bool:
         return not self.wait(0)
+
+    def say(self, line: str) -> None:
+        """To a tool that was started with a prompt."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            raise self.error(f"did not take {line!r}") from None
 
     def signal(self, number: int) -> None:
         if self.running:
@@ -94,6 +124,12 @@ class Tool:
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
         self._process.wait()
+        self._close_prompt()
+
+    def _close_prompt(self) -> None:
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):  # what it did not take is still to be written
+                self._process.stdin.close()
 
     def wait(self, seconds: float) -> bool:
         """True once it has ended, False after so many seconds."""
@@ -111,13 +147,14 @@ class Tool:
         """All that it wrote, once it has ended by itself. Raises ToolError for a time-out and for a failure."""
         if not self.wait(seconds):
             self.kill()
-            raise self._error(f"did not end within {seconds:.0f} s")
+            raise self.error(f"did not end within {seconds:.0f} s")
         self.cpu_seconds = self._cpu_seconds() - self.ready_cpu_seconds
         self._reader.join()
+        self._close_prompt()
         # A second signal, while it was ending after the first, comes too late to matter: the report is what counts.
         status = self._process.wait()
         if status != 0 and not (self._stopping and -status in STOPPING):
-            raise self._error(f"failed with status {self._process.returncode}")
+            raise self.error(f"failed with status {self._process.returncode}")
         return "\n".join(self.lines)
 
     def report(self, seconds: float) -> Report:
@@ -126,9 +163,10 @@ class Tool:
         try:
             report: Report = json.loads(lines[-1])
         except (IndexError, ValueError):
-            raise self._error("gave no report") from None
+            raise self.error("gave no report") from None
         report.setdefault("cpu_seconds", round(self.cpu_seconds, 6))
         return report
 
-    def _error(self, what: str) -> ToolError:
+    def error(self, what: str) -> ToolError:
+        """With what it wrote last."""
         return ToolError(f"{' '.join(self.argv)}: {what}\n" + "\n".join(self.lines[-20:]))

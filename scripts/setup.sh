@@ -44,7 +44,13 @@ have gcc && { echo '#include <stdio.h>' | gcc -E -o /dev/null - 2>/dev/null || n
 have gcc || need libc6-dev
 have git || wish git                                    # the sdist and the checks of the tree ask it what belongs to it
 case $target in
-    bench) have iperf3 || wish iperf3; have valgrind || wish valgrind ;;
+    bench)
+        have iperf3 || wish iperf3
+        have valgrind || wish valgrind
+        # What AF_XDP is compared with: C loops over libxdp, testpmd (Debian has it in dpdk-dev), xdp-trafficgen.
+        echo '#include <xdp/xsk.h>' | gcc -E -o /dev/null - 2>/dev/null || wish libxdp-dev
+        have dpdk-testpmd || wish dpdk-dev
+        have xdp-trafficgen || wish xdp-tools ;;
     gates) have valgrind || need valgrind ;;
     ebpf)
         have clang || need clang

@@ -182,6 +182,14 @@ static inline void ref_parse_address(const char *option, const char *text, struc
     freeaddrinfo(found);
 }
 
+static inline void ref_parse_mac(const char *option, const char *text, uint8_t mac[6])
+{
+    char trailing;
+    if (sscanf(text, "%2hhx:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx%c", &mac[0], &mac[1], &mac[2], &mac[3], &mac[4], &mac[5],
+               &trailing) != 6)
+        ref_usage_error("%s: '%s' is no MAC address (accepted: 02:00:00:00:00:01)", option, text);
+}
+
 static inline int ref_udp_socket(int family)
 {
     int fd = socket(family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -213,12 +221,12 @@ static inline int ref_connected_socket(const struct ref_address *remote, const s
 
 /* ---- command lines ---- */
 
-enum ref_option_kind { REF_NUMBER, REF_FLAG, REF_CHOICE, REF_ADDRESS };
+enum ref_option_kind { REF_NUMBER, REF_FLAG, REF_CHOICE, REF_ADDRESS, REF_TEXT, REF_MAC };
 
 struct ref_option {
     const char *name; /* with its dashes */
     enum ref_option_kind kind;
-    void *value;      /* int64_t, bool, int (an index into choices), or struct ref_address */
+    void *value;      /* int64_t, bool, int (an index into choices), struct ref_address, const char *, or six bytes */
     const char *help;
     int64_t least, most;        /* of a number */
     const char *const *choices; /* of a choice; ends with NULL */
@@ -234,6 +242,10 @@ static inline void ref_print_help(const char *about, const struct ref_option *op
             printf(" N");
         else if (option->kind == REF_ADDRESS)
             printf(" IP:PORT");
+        else if (option->kind == REF_TEXT)
+            printf(" NAME");
+        else if (option->kind == REF_MAC)
+            printf(" MAC");
         for (int c = 0; option->kind == REF_CHOICE && option->choices[c]; c++)
             printf("%s%s", c ? "|" : " ", option->choices[c]);
         printf("\n      %s\n", option->help);
@@ -244,6 +256,10 @@ static inline void ref_parse_value(const struct ref_option *option, const char *
 {
     if (option->kind == REF_ADDRESS) {
         ref_parse_address(option->name, text, option->value);
+    } else if (option->kind == REF_TEXT) {
+        *(const char **)option->value = text;
+    } else if (option->kind == REF_MAC) {
+        ref_parse_mac(option->name, text, option->value);
     } else if (option->kind == REF_CHOICE) {
         for (int c = 0; option->choices[c]; c++)
             if (!strcmp(option->choices[c], text)) {
@@ -329,6 +345,49 @@ static inline void ref_say_ready(void)
 {
     puts("ready");
     fflush(stdout);
+}
+
+/* ---- round-trip times ---- */
+
+struct ref_samples {
+    int64_t *values;
+    size_t count, room;
+};
+
+static inline void ref_keep_sample(struct ref_samples *samples, int64_t value)
+{
+    if (samples->count == samples->room) {
+        samples->room = samples->room ? 2 * samples->room : 65536;
+        samples->values = realloc(samples->values, samples->room * sizeof *samples->values);
+        if (!samples->values)
+            ref_fail(1, "out of memory");
+    }
+    samples->values[samples->count++] = value;
+}
+
+static inline int ref_compare_samples(const void *left, const void *right)
+{
+    int64_t a = *(const int64_t *)left, b = *(const int64_t *)right;
+    return (a > b) - (a < b);
+}
+
+/* Nearest rank, of sorted samples: the smallest one that at least `percent` of all do not exceed. */
+static inline long long ref_percentile(const struct ref_samples *samples, size_t percent)
+{
+    if (!samples->count)
+        return 0;
+    size_t rank = (percent * samples->count + 99) / 100;
+    return samples->values[rank ? rank - 1 : 0];
+}
+
+/* The member `rtt_ns` of a report. */
+static inline void ref_print_samples(struct ref_samples *samples)
+{
+    if (samples->count)
+        qsort(samples->values, samples->count, sizeof *samples->values, ref_compare_samples);
+    printf("\"rtt_ns\": {\"min\": %lld, \"p50\": %lld, \"p90\": %lld, \"p99\": %lld, \"max\": %lld}",
+           ref_percentile(samples, 0), ref_percentile(samples, 50), ref_percentile(samples, 90),
+           ref_percentile(samples, 99), ref_percentile(samples, 100));
 }
 
 #endif

@@ -29,37 +29,6 @@ struct settings {
 
 /* ---- ping ---- */
 
-struct samples {
-    int64_t *values;
-    size_t count, room;
-};
-
-static void keep_sample(struct samples *samples, int64_t value)
-{
-    if (samples->count == samples->room) {
-        samples->room = samples->room ? 2 * samples->room : 65536;
-        samples->values = realloc(samples->values, samples->room * sizeof *samples->values);
-        if (!samples->values)
-            ref_fail(1, "out of memory");
-    }
-    samples->values[samples->count++] = value;
-}
-
-static int compare_samples(const void *left, const void *right)
-{
-    int64_t a = *(const int64_t *)left, b = *(const int64_t *)right;
-    return (a > b) - (a < b);
-}
-
-/* Nearest rank: the smallest sample that at least `percent` of all do not exceed. */
-static int64_t percentile(const struct samples *samples, size_t percent)
-{
-    if (!samples->count)
-        return 0;
-    size_t rank = (percent * samples->count + 99) / 100;
-    return samples->values[rank ? rank - 1 : 0];
-}
-
 static inline ssize_t transmit(int fd, int api, struct mmsghdr *message)
 {
     struct iovec *vector = message->msg_hdr.msg_iov;
@@ -111,7 +80,7 @@ static int ping(const struct settings *settings)
     struct iovec out_vector = {outgoing, (size_t)settings->payload_length}, in_vector = {incoming, BUFFER_LENGTH};
     struct mmsghdr out = {.msg_hdr = {.msg_iov = &out_vector, .msg_iovlen = 1}};
     struct mmsghdr in = {.msg_hdr = {.msg_iov = &in_vector, .msg_iovlen = 1}};
-    struct samples samples = {0};
+    struct ref_samples samples = {0};
     int64_t lost = 0, errors = 0, limit = ref_count_limit(&settings->bounds), number = 0;
     int fatal = 0;
 
@@ -124,7 +93,7 @@ static int ping(const struct settings *settings)
         now = ref_now();
         number++;
         if (answered) {
-            keep_sample(&samples, now - before);
+            ref_keep_sample(&samples, now - before);
         } else if (!ref_stop) {
             lost++;
             errors += errno != 0;
@@ -134,17 +103,14 @@ static int ping(const struct settings *settings)
     }
     double seconds = (double)(now - start) / 1e9;
 
-    if (samples.count)
-        qsort(samples.values, samples.count, sizeof *samples.values, compare_samples);
     if (fatal)
         fprintf(stderr, "%s: %s\n", ref_tool, strerror(fatal));
     printf("{\"tool\": \"%s\", \"mode\": \"ping\", \"wait\": \"%s\", \"api\": \"%s\", \"count\": %zu, \"lost\": %lld, "
-           "\"errors\": %lld, \"seconds\": %.6f, \"payload_len\": %lld, "
-           "\"rtt_ns\": {\"min\": %lld, \"p50\": %lld, \"p90\": %lld, \"p99\": %lld, \"max\": %lld}}\n",
+           "\"errors\": %lld, \"seconds\": %.6f, \"payload_len\": %lld, ",
            ref_tool, wait_names[settings->wait], api_names[settings->api], samples.count, (long long)lost,
-           (long long)errors, seconds, (long long)settings->payload_length, (long long)percentile(&samples, 0),
-           (long long)percentile(&samples, 50), (long long)percentile(&samples, 90), (long long)percentile(&samples, 99),
-           (long long)percentile(&samples, 100));
+           (long long)errors, seconds, (long long)settings->payload_length);
+    ref_print_samples(&samples);
+    puts("}");
     return fatal ? 1 : 0;
 }
 

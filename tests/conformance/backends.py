@@ -4,7 +4,9 @@ A backend is an entry here: how to open two sockets that reach each other, and w
 else of it. `near` and `far` are two sockets; what near sends to `Pair.far_address` arrives at far, and the other way.
 """
 
+import atexit
 import dataclasses
+import functools
 import gc
 import itertools
 import time
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import fast_socket as fs
+from fast_socket.lab import Lab
 
 SECONDS = 5.0
 
@@ -133,36 +136,71 @@ LINK = {
 }
 
 
-def simulated_backend() -> Backend:
-    ports = itertools.count(10_000)
+def xdp_backend(name: str, devices: Callable[[], tuple[Any, Any]], **facts: Any) -> Backend:
+    """Sockets on queue 0 of two devices that are joined; `devices` gives for each how to call something where it is, and
+    what to open."""
+    ports, queues = itertools.count(), itertools.cycle(range(facts["queues"]))
 
     def open_pair(family: str, options: dict[str, Any]) -> Pair:
         near_host, far_host, far_name = LINK[family]
-        wire = fs.xdp.sim.Wire()
-        wire.clock_ns = time.time_ns()
-        devices = [
-            fs.xdp.sim.SimulatedDevice(wire, f"sim{i}", addresses=[f"192.0.2.{i}/24", f"2001:db8::{i}/64"], mtu=3500)
-            for i in (1, 2)
-        ]
-        names = []
-        socks = []
-        for side, device, host in (("near", devices[0], near_host), ("far", devices[1], far_host)):
+        socks, names = [], []
+        queue = next(queues)  # what is sent on one arrives on the other end's queue of the same number
+        for side, host, (run, device, fixed) in zip(("near", "far"), (near_host, far_host), devices(), strict=True):
             chosen = {key: value for key, value in options.items() if key not in ("near", "far")} | options.get(side, {})
             names.append((host, next(ports) % 50_000 + 10_000))
-            socks.append(fs.XdpUdpSocket.open(device, local=names[-1], **chosen))
-        return Pair(*socks, names[0], (far_name, names[1][1]), no_settling)
+            socks.append(run(fs.XdpUdpSocket.open, device, queue, local=names[-1], **fixed, **chosen))
+        return Pair(*socks, names[0], (far_name, names[1][1]), facts["settle"])
 
     return Backend(
-        name="sim",
+        name=name,
         open=open_pair,
         recv_batch=fs.XdpUdpRecvBatch,
         tx_batch=fs.XdpUdpTxBatch,
         fills_frames=True,
-        metadata=fs.Metadata.ECN | fs.Metadata.LOCAL | fs.Metadata.TTL | fs.Metadata.TIMESTAMP,
+        metadata=facts["metadata"],
     )
 
 
-BACKENDS = (os_backend("os", {}), os_backend("os-portable", {"batch_calls": False}), simulated_backend())
+def simulated_devices() -> Any:
+    wire = fs.xdp.sim.Wire()
+    wire.clock_ns = time.time_ns()
+    return [
+        (lambda call, *args, **options: call(*args, **options), fs.xdp.sim.SimulatedDevice(
+            wire, f"sim{i}", addresses=[f"192.0.2.{i}/24", f"2001:db8::{i}/64"], mtu=3000), {})
+        for i in (1, 2)
+    ]  # fmt: skip
+
+
+@functools.cache
+def live_devices() -> Any:
+    """Two hosts for the whole run, gone with the process, each with a program that serves all sockets of the run."""
+    lab = Lab()
+    atexit.register(lab.close)
+    link = lab.link(lab.host("conform1"), lab.host("conform2"), mtu=3000, queues=LIVE_QUEUES, static_neighbors=True,
+                    addresses=tuple((f"192.0.2.{i}/24", f"2001:db8::{i}/64") for i in (1, 2)))  # fmt: skip
+    ends = []
+    for end in link:
+        program = fs.XdpProgram.load(fs.XdpFilter(ports=range(10_000, 60_000)), queues=LIVE_QUEUES)
+        end.host.run(program.attach, end.name)
+        atexit.register(program.close)
+        ends.append((end.host.run, end.name, {"program": program}))
+    return ends
+
+
+def settle_live(pair: Pair) -> None:
+    """A veth delivers within the call that sends, but for what is left to a kernel thread."""
+    time.sleep(0.001)
+
+
+LIVE_QUEUES = 4
+COLUMNS = fs.Metadata.ECN | fs.Metadata.LOCAL | fs.Metadata.TTL
+
+BACKENDS = (
+    os_backend("os", {}),
+    os_backend("os-portable", {"batch_calls": False}),
+    xdp_backend("sim", simulated_devices, queues=1, settle=no_settling, metadata=COLUMNS | fs.Metadata.TIMESTAMP),
+    xdp_backend("xdp", live_devices, queues=LIVE_QUEUES, settle=settle_live, metadata=COLUMNS),
+)
 
 
 def layouts(*, payload: int = 2048, headroom: int = 0, tailroom: int = 0) -> dict[str, fs.BufferLayout]:

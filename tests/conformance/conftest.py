@@ -15,7 +15,15 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
+LIVE = {"xdp"}
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(backend, id=backend.name, marks=[pytest.mark.root] if backend.name in LIVE else [])
+        for backend in BACKENDS
+    ]
+)
 def backend(request):
     return request.param
 

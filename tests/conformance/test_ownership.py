@@ -143,6 +143,7 @@ class Ownership(RuleBasedStateMachine):
     @rule(number=ANY, payload=PAYLOADS, to=st.integers(0, 1))
     def append_bytes(self, number, payload, to):
         tx = self.pick(self.tx, number)
+        to = self.reachable(tx.end, to)
         if not tx.batch.room or not tx.batch.pool.tx_available:
             with pytest.raises(fs.Error):
                 tx.batch.append(payload, self.names[to])
@@ -154,6 +155,7 @@ class Ownership(RuleBasedStateMachine):
     @rule(number=ANY, payload=PAYLOADS, count=st.integers(0, 5), to=st.integers(0, 1))
     def allocate_and_fill(self, number, payload, count, to):
         tx = self.pick(self.tx, number)
+        to = self.reachable(tx.end, to)
         expected = min(count, tx.batch.room, tx.batch.pool.tx_available)
         assert tx.batch.allocate(count) == expected
         tx.slots += [[b"", to, False]] * expected
@@ -179,6 +181,7 @@ class Ownership(RuleBasedStateMachine):
             self.append_packet(tx, handle, to)
 
     def append_packet(self, tx, handle, to):
+        to = self.reachable(tx.end, to)
         moves = handle.pool is tx.batch.pool
         full = not tx.batch.room
         if full or (moves and handle.views) or (not moves and not tx.batch.pool.tx_available):
@@ -197,6 +200,7 @@ class Ownership(RuleBasedStateMachine):
     @rule(number=ANY, which=ANY, to=st.integers(0, 1))
     def take_from(self, number, which, to):
         tx, rx = self.pick(self.tx, number), self.pick(self.rx, which)
+        to = self.reachable(tx.end, to)
         if tx.batch.pool is not rx.batch.pool:
             with pytest.raises(fs.ConfigError):
                 tx.batch.take_from(rx.batch, reply=False)
@@ -247,7 +251,7 @@ class Ownership(RuleBasedStateMachine):
             assert sock.send(tx.batch) == accepted
         self.pair.settle(self.pair)
         for data, to, _ in tx.slots[:accepted]:
-            self.arrive(tx.end, to, [data], room)
+            self.arrive(to, [data], room)
         del tx.slots[:accepted]
         for packet, (_, to, _) in zip(tx.batch, tx.slots, strict=True):
             packet.address = self.names[to]
@@ -256,6 +260,7 @@ class Ownership(RuleBasedStateMachine):
     @rule(number=ANY, to=st.integers(0, 1))
     def send_to(self, number, to):
         tx = self.pick(self.tx, number)
+        to = self.reachable(tx.end, to)
         if self.closed[tx.end] or any(len(queue) > MOST_IN_FLIGHT for queue in self.arriving):
             return
         sock = self.ends[tx.end]
@@ -263,8 +268,12 @@ class Ownership(RuleBasedStateMachine):
         endpoint = sock.prepare_udp_endpoint(fs.UdpEndpointSpec(remote=self.names[to]))
         assert sock.send_to(endpoint, tx.batch) == len(tx.slots)
         self.pair.settle(self.pair)
-        self.arrive(tx.end, to, [data for data, _, _ in tx.slots], room)
+        self.arrive(to, [data for data, _, _ in tx.slots], room)
         tx.slots = []
+
+    def reachable(self, end, to):
+        """A device does not hear itself; within the kernel a socket does."""
+        return 1 - end if self.fills_frames else to
 
     def room_to_receive(self):
         """What each end's device has frames for; without end where the kernel keeps what finds none."""
@@ -273,9 +282,8 @@ class Ownership(RuleBasedStateMachine):
             for sock, arriving in zip(self.ends, self.arriving, strict=True)
         ]
 
-    def arrive(self, end, to, payloads, room):
-        """A device does not hear itself; within the kernel a socket does."""
-        if not self.closed[to] and not (self.fills_frames and end == to):
+    def arrive(self, to, payloads, room):
+        if not self.closed[to]:
             self.arriving[to].extend(payloads[: max(room[to], 0)])
             room[to] -= len(payloads)
 

@@ -9,22 +9,12 @@ from typing import Any
 from fast_socket.core.affinity import QueueAffinity, device_queue_affinity
 from fast_socket.core.errors import ConfigError, DeviceError
 from fast_socket.core.ids import IfIndex, NumaNode
-from fast_socket.xdp.netlink import Netlink, load
+from fast_socket.xdp import ethtool
+from fast_socket.xdp.ethtool import Channels
+from fast_socket.xdp.netlink import Netlink
 
 IFF_UP, IFF_LOWER_UP = 1, 1 << 16  # include/uapi/linux/if.h
 XDP_MODES = {1: "native", 2: "generic", 3: "offload", 4: "several"}  # XDP_ATTACHED_*, include/uapi/linux/if_link.h
-
-
-@dataclass(frozen=True, slots=True)
-class Channels:
-    """Queue counts as ethtool -l shows them: in use, and at the most."""
-
-    combined: int
-    rx: int
-    tx: int
-    most_combined: int
-    most_rx: int
-    most_tx: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,18 +45,16 @@ class Interface:
         """By name, in the calling thread's network namespace. Raises `ConfigError` that lists the interfaces there are,
         `CapabilityError` where pyroute2 is missing."""
         index = index_of(name)
-        netlink = Netlink()
-        try:
+        with Netlink() as netlink:
             messages = [m for m in netlink.dump("links") if m[0]["index"] == index]
             if not messages:
                 raise DeviceError(f"{name} is gone")
             fields, attributes = messages[0]
             addresses = tuple(
                 ip_interface(f"{found.get('IFA_LOCAL') or found['IFA_ADDRESS']}/{message['prefixlen']}")
-                for message, found in netlink.dump("addr", index=index)
+                for message, found in netlink.dump("addresses")
+                if message["index"] == index
             )
-        finally:
-            netlink.close()
         queues = device_queue_affinity(name)
         xdp = dict(attributes["IFLA_XDP"]["attrs"]) if "IFLA_XDP" in attributes else {}
         attached = XDP_MODES.get(xdp.get("IFLA_XDP_ATTACHED") or 0)
@@ -81,7 +69,7 @@ class Interface:
             carrier=bool(fields["flags"] & IFF_LOWER_UP),
             rx_queues=_count(sysfs, "rx-*", attributes.get("IFLA_NUM_RX_QUEUES", 1)),
             tx_queues=_count(sysfs, "tx-*", attributes.get("IFLA_NUM_TX_QUEUES", 1)),
-            channels=_channels(name),
+            channels=ethtool.channels(name),
             queues=queues,
             numa_node=queues[0].numa_node if queues else NumaNode(-1),
             addresses=addresses,
@@ -101,20 +89,10 @@ def index_of(name: str) -> int:
 def statistics(name: str) -> dict[str, int]:
     """The kernel's counters of an interface (rtnl_link_stats64), and the driver's own (ethtool -S)."""
     index = index_of(name)
-    netlink = Netlink()
-    try:
+    with Netlink() as netlink:
         found = next((a for m, a in netlink.dump("links") if m["index"] == index), {})
-    finally:
-        netlink.close()
     counters = {key: value for key, value in dict(found.get("IFLA_STATS64", {})).items() if isinstance(value, int)}
-    ethtool = load("pyroute2").Ethtool()
-    try:
-        counters |= {str(key): int(value) for key, value in dict(ethtool.get_statistics(name)).items()}
-    except (OSError, AttributeError, TypeError, ValueError):
-        pass  # a driver without counters of its own
-    finally:
-        ethtool.close()
-    return counters
+    return counters | ethtool.statistics(name)
 
 
 def _count(sysfs: Path, pattern: str, otherwise: int) -> int:
@@ -128,19 +106,3 @@ def _driver(name: str, sysfs: Path, attributes: dict[str, Any]) -> str:
         return link.resolve().name
     info = attributes.get("IFLA_LINKINFO")
     return str(dict(info["attrs"]).get("IFLA_INFO_KIND", "")) if info else ""
-
-
-def _channels(name: str) -> Channels | None:
-    ethtool = load("pyroute2").Ethtool()
-    try:
-        found = ethtool.get_channels(name)
-        values = [getattr(found, f"{prefix}{kind}", None) or 0 for prefix in ("", "max_") for kind in ("combined", "rx", "tx")]
-        counts = [
-            getattr(found, f"{kind}{suffix}", None) or 0 for suffix in ("_count", "_max") for kind in ("combined", "rx", "tx")
-        ]
-        chosen = counts if any(counts) else values
-        return Channels(*chosen) if any(chosen) else None
-    except Exception:  # pyroute2 raises kinds of its own where a driver has no channels
-        return None
-    finally:
-        ethtool.close()

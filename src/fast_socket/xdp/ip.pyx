@@ -111,9 +111,13 @@ cdef class XdpIpPacketSocket(XdpSocket):
         self.recv_mask, self.send_mask = checked.metadata.value, 0
         self.plain = not self.recv_mask
         self.take_queue(checked.device, queue, checked)
-        self.table = HeaderTable(
-            checked.router or checked.device.make_router(), interface=checked.device.ifindex, source_v4=None,
-            source_v6=None, source_port=0, tos=0, ttl=64, dont_fragment=True, link_only=True)
+        try:
+            self.table = HeaderTable(
+                self.choose_router(), interface=checked.device.ifindex, source_v4=None,
+                source_v6=None, source_port=0, tos=0, ttl=64, dont_fragment=True, link_only=True)
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def stats(self):
@@ -262,9 +266,11 @@ cdef class XdpIpPacketSocket(XdpSocket):
                     if not self.ask_router(batch, host, v6):
                         break
             except UnresolvedError as error:
+                self.unresolved = error
                 batch.accept(total)
                 self._kick()
-                raise SendError(str(error), errno.EHOSTUNREACH, accepted=total) from error
+                raise SendError(f"cannot send packet {total} to {error.destination}: {error.reason.text}", errno.EHOSTUNREACH,
+                                accepted=total) from error
             return self.end_send(batch, &outcome, total)
         finally:
             self.queue.leave()

@@ -85,8 +85,8 @@ class XdpQueueLocalRouter:
     def _neighbor(self, interface: int, address: IpAddress) -> NeighborRecord | None:
         """The kernel's entry as it is now; where there is none, it is asked for."""
         family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-        for fields, attributes in self._netlink.dump("neighbours", family=family, ifindex=interface):
-            if attributes.get("NDA_DST") == str(address):
+        for fields, attributes in self._netlink.dump("neighbors", family):
+            if fields["ifindex"] == interface and attributes.get("NDA_DST") == str(address):
                 known = parse_neighbor(fields, attributes)
                 if known is not None:
                     return known

@@ -118,8 +118,8 @@ class RouteSnapshot:
     def read(cls, netlink: Netlink) -> "RouteSnapshot":
         """All of it from the kernel, one dump each."""
         links = {link.interface: link for link in map(_link, netlink.dump("links")) if link}
-        addresses = [_address(*message) for message in netlink.dump("addr") if not message[0]["flags"] & IFA_F_TENTATIVE]
-        neighbors = [found for message in netlink.dump("neighbours") if (found := parse_neighbor(*message))]
+        addresses = [_address(*message) for message in netlink.dump("addresses") if not message[0]["flags"] & IFA_F_TENTATIVE]
+        neighbors = [found for message in netlink.dump("neighbors") if (found := parse_neighbor(*message))]
         routes = [
             found
             for family in (socket.AF_INET, socket.AF_INET6)

@@ -220,6 +220,7 @@ cdef class SimulatedQueue(Queue):
         filled = load_acquire(self.fill.consumer)
         if load_acquire(self.fill.producer) - filled < pieces:
             self.statistics[FILL_RING_EMPTY] += 1
+            self.statistics[RX_DROPPED] += 1        # both, as the kernel counts
             return
         if self.rx.size - (produced - load_acquire(self.rx.consumer)) < pieces:
             self.statistics[RX_RING_FULL] += 1

@@ -45,6 +45,7 @@ cdef class XdpSocket:
     cdef Driver _driver
     cdef HeaderTable table
     cdef bint hold
+    cdef bint owns_router
     cdef bint pieces                # packets may span frames
     cdef readonly uint32_t queue_number
     cdef unsigned int recv_mask
@@ -64,6 +65,7 @@ cdef class XdpSocket:
     cdef uint32_t trim_pieces(self, Queue queue, Slots *slots, uint32_t first, uint32_t count, uint32_t start,
                               uint32_t end) noexcept nogil
     cdef void give(self, Queue queue, Slots *slots, uint32_t slot, uint32_t pieces, uint32_t at) noexcept nogil
+    cdef object choose_router(self)
     cdef int check_batch(self, Batch batch, bint transmit) except -1
     cdef uint32_t begin_receive(self, RecvBatch batch) except? 0xFFFFFFFF
     cdef int end_receive(self, RecvBatch batch, uint32_t count) except -1

@@ -74,6 +74,14 @@ cdef class XdpSocket:
             raise
         return 0
 
+    cdef object choose_router(self):
+        """The caller's, or the device's own kind, which is then closed with the socket."""
+        if self.options.router is not None:
+            return self.options.router
+        router = self.device.make_router()
+        self.owns_router = hasattr(router, "close")
+        return router
+
     def __enter__(self):
         return self
 
@@ -92,6 +100,8 @@ cdef class XdpSocket:
                 attachment.close()
         finally:
             self.queue.close()
+            if self.owns_router and self.table is not None:
+                self.table.router.close()
 
     @property
     def closed(self):

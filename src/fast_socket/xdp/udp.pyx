@@ -119,10 +119,14 @@ cdef class XdpUdpSocket(XdpSocket):
         self.adopt(checked)
         self.take_queue(checked.device, queue, checked)
         self.scope = checked.device.ifindex
-        self.table = HeaderTable(
-            checked.router or checked.device.make_router(), interface=checked.device.ifindex,
-            source_v4=checked.source_v4, source_v6=checked.source_v6, source_port=checked.port, tos=checked.tos,
-            ttl=checked.ttl, dont_fragment=checked.dont_fragment, link_only=False)
+        try:
+            self.table = HeaderTable(
+                self.choose_router(), interface=checked.device.ifindex,
+                source_v4=checked.source_v4, source_v6=checked.source_v6, source_port=checked.port, tos=checked.tos,
+                ttl=checked.ttl, dont_fragment=checked.dont_fragment, link_only=False)
+        except BaseException:
+            self.close()
+            raise
         return self
 
     cdef int adopt(self, object options) except -1:
@@ -169,12 +173,12 @@ cdef class XdpUdpSocket(XdpSocket):
 
     def stats(self):
         """Counters since the socket was opened: a `UdpStats`. `kernel_drops` are packets that were redirected here and
-        found no frame or no room in the RX ring."""
+        found no frame (XDP_STATISTICS counts those twice), no frame large enough, or no room in the RX ring."""
         cdef Queue queue = self.queue
         device = queue.device_statistics()
         return UdpStats(
             received=queue.counters.rx_packets, received_bytes=queue.counters.rx_bytes, sent=self.datagrams_sent,
-            sent_bytes=self.sent_bytes, kernel_drops=device[0] + device[3] + device[4],
+            sent_bytes=self.sent_bytes, kernel_drops=device[0] + device[3],
             would_block=self.would_block, frame_shortages=self.frame_shortages, held=self.held,
         )
 
@@ -344,7 +348,8 @@ cdef class XdpUdpSocket(XdpSocket):
                     return 0
                 batch.accept(total)
                 self._kick()
-                raise SendError(str(error), errno.EHOSTUNREACH, accepted=total) from error
+                raise SendError(f"cannot send packet {total} to {error.destination}: {error.reason.text}", errno.EHOSTUNREACH,
+                                accepted=total) from error
             return self.end_send(batch, &outcome, total)
         finally:
             self.queue.leave()

@@ -38,7 +38,7 @@ from fast_socket.core.metadata import (
 )
 from fast_socket.core.packet import FrozenPacket, PacketBuffer
 from fast_socket.core.polling import BusyPollDriver, WaitDriver
-from fast_socket.core.routes import EgressResolver, NeighborTable, Route, RouteTable
+from fast_socket.core.routes import EgressResolver, NeighborTable, Route, RouteTable, Unresolved
 from fast_socket.core.traits import BusyPoll, IpPacketSocket, PollDriver, RawDevice, UdpSocket, WaitDriven
 from fast_socket.os import OsRecvBatch, OsTxBatch, OsUdpEndpoint, OsUdpOptions, OsUdpSocket
 
@@ -92,6 +92,7 @@ __all__ = [
     "UdpRecvMeta",
     "UdpSocket",
     "UdpStats",
+    "Unresolved",
     "WaitDriven",
     "WaitDriver",
     "available_cpus",

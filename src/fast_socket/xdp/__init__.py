@@ -1,0 +1,1 @@
+"""AF_XDP: packets straight between a device queue and user memory."""

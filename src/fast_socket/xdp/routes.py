@@ -214,7 +214,7 @@ class RouteSnapshot:
         )
 
     def is_stale(self, interface: IfIndex, address: IpAddress) -> bool:
-        """The kernel has not heard of this neighbour for a while, and asks no more until a packet of its own needs it."""
+        """The kernel has not heard of this neighbour for a while, and asks only when a packet of its own needs it."""
         record = self.neighbors.get((interface, address))
         return record is not None and bool(record.state & NUD_STALE)
 

@@ -151,6 +151,19 @@ def test_the_routes_own_mtu(crossroads):
     assert [snap.lookup(ip_address(a)).mtu for a in ("198.51.106.1", "198.51.100.1")] == [1200, 1500]
 
 
+def test_a_lower_mtu_for_ipv6(crossroads):
+    """As a router advertisement sets it."""
+    end = crossroads.interfaces[0]
+    setting = Path(f"/proc/sys/net/ipv6/conf/{end.name}/mtu")
+    crossroads.run(setting.write_text, "1280")
+    try:
+        snap = crossroads.run(RouteSnapshot.read)
+    finally:
+        crossroads.run(setting.write_text, "1500")
+    mtus = [snap.route(destination, end.index).mtu for destination in (ip_address("fd77::9"), ip_address("10.77.0.9"))]
+    assert mtus == [1280, 1500]
+
+
 def test_link_local_destinations_belong_to_each_device(crossroads):
     snap = crossroads.run(RouteSnapshot.read)
     for end in crossroads.interfaces:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import final
 
 from fast_socket.core.errors import ConfigError
 from fast_socket.core.ids import IfIndex
@@ -15,6 +16,7 @@ MAX_TCI = 0xFFFF  # 802.1Q: 3 bits of priority, 1 of drop eligibility, 12 of VLA
 VLAN_ID_MASK = 0x0FFF
 
 
+@final  # so that type checkers know it true, and what is false Unresolved
 @dataclass(frozen=True, slots=True)
 class Egress:
     """A resolved way out of one device. `ConfigError` names a field that can never work."""

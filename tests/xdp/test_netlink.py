@@ -85,6 +85,13 @@ def test_a_route():
     assert (hop.interface, hop.gateway, hop.weight, hop.alive) == (2, ip_address("10.0.0.1"), 1, True)
 
 
+@pytest.mark.parametrize(("flags", "alive", "carrier"), [(0x01, False, True), (0x10, True, False), (0x04, True, True)])
+def test_flags_of_a_next_hop(flags, alive, carrier):
+    record = netlink._route(route({"flags": flags}))  # RTNH_F_DEAD, RTNH_F_LINKDOWN, RTNH_F_ONLINK
+    assert record is not None
+    assert [(hop.alive, hop.carrier) for hop in record.hops] == [(alive, carrier)]
+
+
 def test_an_encapsulation_is_a_hop_through_no_device():
     from fast_socket.xdp.tables import NextHop
 
@@ -117,6 +124,34 @@ def test_addresses_under_duplicate_detection_are_no_sources(flags, usable):
     record = netlink._address(message)
     assert record is not None and record.usable == usable
     assert record.deprecated == (flags == 0x20)  # IFA_F_DEPRECATED
+
+
+@pytest.mark.parametrize(("family", "text", "secondary"), [(AF_INET, "192.0.2.2", True), (10, "2001:db8::2", False)])
+def test_the_flag_of_secondary_addresses_is_that_of_temporary_ones(family, text, secondary):
+    from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+
+    message = ifaddrmsg()
+    message.update({"family": family, "prefixlen": 24, "index": 2, "scope": 0})
+    message["attrs"] = [("IFA_ADDRESS", text), ("IFA_FLAGS", 0x81)]
+    record = netlink._address(message)
+    assert record is not None and record.secondary == secondary
+
+
+@pytest.mark.parametrize(
+    ("address", "state", "known"),
+    [
+        *(("192.0.2.9", state, True) for state in (0x02, 0x04, 0x08, 0x10, 0x40, 0x80)),
+        *(("192.0.2.9", state, False) for state in (0x00, 0x01, 0x20)),  # NONE, INCOMPLETE, FAILED
+        ("ff02::16", 0x40, False),
+    ],
+)
+def test_which_neighbours_count_as_resolved(address, state, known):
+    from pyroute2.netlink.rtnl.ndmsg import ndmsg
+
+    message = ndmsg()
+    message.update({"family": 10 if ":" in address else AF_INET, "ifindex": 2, "state": state})
+    message["attrs"] = [("NDA_DST", address), ("NDA_LLADDR", "02:00:00:00:00:09")]
+    assert (netlink._neighbor(message) is not None) == known
 
 
 def test_without_pyroute2_the_extra_is_named(monkeypatch):

@@ -62,13 +62,14 @@ def network_strategy(version):
     bits = 32 if version == 4 else 128
     address = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
 
-    # Few distinct high bits, so that prefixes nest and destinations meet them.
-    number = st.builds(lambda high, low: (high << (bits - 4)) | low, st.integers(0, 3), st.integers(0, 255))
+    # Few distinct numbers and lengths, so that prefixes nest and repeat, and destinations meet them.
+    number = st.builds(lambda high, low: (high << (bits - 2)) | low, st.integers(0, 2), st.integers(0, 3))
+    lengths = st.sampled_from((0, 1, 2, 17, bits - 2, bits - 1, bits))
 
     def network(value, length):
         return ip_network((address(value), length), strict=False)
 
-    return st.builds(network, number, st.integers(0, bits)), number.map(address)
+    return st.builds(network, number, lengths), number.map(address)
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -131,7 +132,7 @@ def test_throw_ends_one_table_only():
     )
 
 
-@pytest.mark.parametrize("destination", ["192.0.2.1", "2001:db8::1", "127.0.0.1", "0.0.0.0", "::"])
+@pytest.mark.parametrize("destination", ["192.0.2.1", "2001:db8::1", "2001:db8::", "127.0.0.1", "0.0.0.0", "::"])
 def test_packets_to_this_host_never_leave(destination):
     snap = snapshot(
         route("0.0.0.0/0"),
@@ -139,6 +140,8 @@ def test_packets_to_this_host_never_leave(destination):
         route("127.0.0.0/8", LO, kind=RouteKind.LOCAL, table=TABLE_LOCAL),
         route("192.0.2.1/32", kind=RouteKind.LOCAL, table=TABLE_LOCAL),
         route("2001:db8::1/128", kind=RouteKind.LOCAL, table=TABLE_LOCAL),
+        route("2001:db8::/128", kind=RouteKind.ANYCAST, table=TABLE_LOCAL),  # of a router
+        neighbors=neighbors("192.0.2.1", "2001:db8::1", "2001:db8::", "127.0.0.1", "0.0.0.0", "::"),
     )
     assert resolve(snap, destination) is Unresolved.LOCAL
 
@@ -147,11 +150,11 @@ def test_the_table_local_goes_first_in_ipv6_and_with_the_same_prefix_in_ipv4():
     """As `test_routes_live` sees the kernel do."""
     local = {"kind": RouteKind.LOCAL, "table": TABLE_LOCAL}
     snap = snapshot(
-        route("10.0.0.0/8", LO, **local),
+        route("10.0.0.0/8"),
+        route("10.0.0.0/8", LO, metric=5, **local),
         route("10.1.0.0/16"),
         route("fd00::/8", LO, **local),
         route("fd00:1::/32"),
-        route("10.0.0.0/8"),
         neighbors=neighbors("10.1.0.1", "10.2.0.1"),
     )
     assert resolve(snap, "10.1.0.1")
@@ -203,6 +206,11 @@ def test_equal_ipv6_routes_are_each_interfaces_own_and_ipv4_takes_the_first():
     assert resolve(snap, "fe80::9").destination_mac == PEER
     assert resolve(snap, "fe80::9%eth0").destination_mac == PEER
     assert resolve(snap, "10.0.0.9") is Unresolved.OTHER_INTERFACE
+
+
+def test_a_refusal_of_equal_rank_comes_after_what_was_found():
+    snap = snapshot(route("2001:db8::/32", ETH1), refusal("2001:db8::/32", RouteKind.BLACKHOLE))
+    assert snap.lookup(ip_address("2001:db8::1")).interface == ETH1
 
 
 def test_the_mtu_is_the_least_of_link_family_and_route():
@@ -294,6 +302,14 @@ def test_source_of_a_device_without_addresses_is_anothers():
     assert source("198.51.100.1") is None
 
 
+def test_addresses_of_one_link_are_no_source_on_another():
+    elsewhere = addresses("169.254.1.1/16", interface=ETH1, scope=SCOPE_LINK)
+    assert source("198.51.100.1", *elsewhere, scope=SCOPE_LINK) is None
+    elsewhere = addresses("fe80::1/64", interface=ETH1)
+    for destination in ("fe80::9", "ff02::1"):
+        assert source(destination, *elsewhere, *addresses("2001:db8::1/64")) == "2001:db8::1"
+
+
 @pytest.mark.parametrize(
     ("destination", "expected"),
     [
@@ -301,7 +317,7 @@ def test_source_of_a_device_without_addresses_is_anothers():
         ("ff02::1", "fe80::1"),
         ("2001:db8:1::9", "2001:db8:1::1"),  # rule 8: the longest common prefix
         ("2001:db8:2::9", "2001:db8:2::1"),
-        ("fd00:9::9", "fd00::1"),  # rule 6: unique local with unique local
+        ("fd00:9::9", "fd00::1"),  # unique local with unique local
         ("ff0e::1", "2001:db8:2::1"),
     ],
 )

@@ -196,6 +196,8 @@ def test_multipath(lab):
             },
         ),
     )
+    weights = [[hop.weight for hop in record.hops] for record in here.run(RouteSnapshot.read).routes]
+    assert weights.count([1, 10]) == 2
     for destination, each in (("192.0.2.1", gateways), ("2001:db8::1", gateways6)):
         snap = here.run(RouteSnapshot.read)
         address = ip_address(destination)

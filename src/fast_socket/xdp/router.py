@@ -94,8 +94,6 @@ class XdpQueueLocalRouter:
             self._looked[neighbor] = now
             if record := netlink.read_neighbor(*neighbor):
                 self._snapshot = self._snapshot.with_neighbor(record)
-                self._asked.pop(neighbor, None)
-                self._looked.pop(neighbor, None)
                 return record.mac
             if now - self._asked.get(neighbor, -math.inf) >= ASK_SECONDS:
                 self._asked[neighbor] = now

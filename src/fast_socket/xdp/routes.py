@@ -278,7 +278,8 @@ class RouteSnapshot:
         return next((a.address.ip for a in (*near, *own, *other)), None)
 
     def _source6(self, interface: IfIndex, destination: IPv6Address) -> IpAddress | None:
-        """RFC 6724, section 5, rules 2, 3, 5, 6 (unique local with unique local) and 8."""
+        """RFC 6724, section 5, rules 2, 3, 5 and 8. The last does the work of rule 6 for unique local addresses: they
+        share seven bits with each other and none with global ones."""
         wanted = _scope6(destination)
         confined = destination.is_multicast or destination.is_link_local
 
@@ -289,7 +290,6 @@ class RouteSnapshot:
                 (True, -scope) if scope >= wanted else (False, scope),
                 not record.deprecated,
                 record.interface == interface,
-                _unique_local(address) == _unique_local(destination),
                 min(record.address.network.prefixlen, 128 - (int(address) ^ int(destination)).bit_length()),
             )
 
@@ -315,7 +315,3 @@ def _scope6(address: IpAddress) -> int:
     if address.is_multicast:
         return address.packed[1] & 0x0F
     return 2 if address.is_link_local or address.is_loopback else _GLOBAL_SCOPE
-
-
-def _unique_local(address: IpAddress) -> bool:
-    return address.packed[0] & 0xFE == 0xFC  # fc00::/7, RFC 4193

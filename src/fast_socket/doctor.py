@@ -89,7 +89,7 @@ def _machine() -> Iterator[Check]:
     added = [f"{major}.{minor}: {what}" for (major, minor), what in _KERNEL_ADDS.items() if version < (major, minor)]
     advice = f"newer ones add {'; '.join(added)}" if added else ""
     if version < LEAST_KERNEL:
-        advice = f"AF_XDP needs {'.'.join(map(str, LEAST_KERNEL))}; {advice}"
+        advice = f"this package's AF_XDP needs {'.'.join(map(str, LEAST_KERNEL))}; {advice}"
     yield Check("kernel", _yes(version >= LEAST_KERNEL), release, advice)
     yield _af_xdp()
     yield from _bpf()
@@ -107,7 +107,7 @@ def _machine() -> Iterator[Check]:
     yield Check("CPUs", Support.YES, f"{len(cpus)} usable: {_ranges(cpus)}")
     known = [node for node in nodes if node >= 0]
     found = f"{len(known)} node{'s' * (len(known) != 1)}: {_ranges(known)}" if known else "the kernel does not say"
-    yield Check("NUMA", _yes(True) if known else Support.UNKNOWN, found)
+    yield Check("NUMA", Support.YES if known else Support.UNKNOWN, found)
 
 
 def _af_xdp() -> Check:

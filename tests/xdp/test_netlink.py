@@ -5,7 +5,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from fast_socket import CapabilityError, IfIndex
+from fast_socket import CapabilityError, DeviceError, IfIndex
 from fast_socket.xdp import netlink
 from fast_socket.xdp.routes import RouteSnapshot
 
@@ -152,6 +152,19 @@ def test_which_neighbours_count_as_resolved(address, state, known):
     message.update({"family": 10 if ":" in address else AF_INET, "ifindex": 2, "state": state})
     message["attrs"] = [("NDA_DST", address), ("NDA_LLADDR", "02:00:00:00:00:09")]
     assert (netlink._neighbor(message) is not None) == known
+
+
+def test_a_kernel_without_the_netdev_family_cannot_tell(monkeypatch, caplog):
+    monkeypatch.setattr(netlink, "_NETDEV_FAMILY", "nonesuch")
+    assert netlink.xdp_features(IfIndex(1)) is None
+    assert not caplog.records
+
+
+def test_features_of_a_device_that_is_gone():
+    if netlink.xdp_features(IfIndex(1)) is None:
+        pytest.skip("needs Linux 6.3")
+    with pytest.raises(DeviceError, match="gone"):
+        netlink.xdp_features(IfIndex(2**31 - 1))
 
 
 def test_without_pyroute2_the_extra_is_named(monkeypatch):

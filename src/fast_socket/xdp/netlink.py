@@ -55,6 +55,7 @@ _NUD_NONE = 0x00  # <linux/neighbour.h>
 _PLAIN_RULES = {(0, TABLE_LOCAL), (32_766, TABLE_MAIN), (32_767, TABLE_DEFAULT)}
 
 # <linux/netdev.h>, since Linux 6.3; the family is generated from Documentation/netlink/specs/netdev.yaml.
+_NETDEV_FAMILY = "netdev"
 _NETDEV_CMD_DEV_GET = 1
 
 
@@ -189,14 +190,12 @@ def xdp_features(interface: IfIndex) -> XdpFeatures | None:
         ("NETDEV_A_DEV_XSK_FEATURES", "uint64"),
     )
     Device: Any = type("Device", (netlink.genlmsg,), {"nla_map": attributes})
-    # An absent family is an answer, not a thing to log as an error.
-    Family: Any = type("Family", (generic.GenericNetlinkSocket,), {"module_err_level": "debug"})
     request = Device()
     request["cmd"], request["version"] = _NETDEV_CMD_DEV_GET, 1
     request["attrs"] = [("NETDEV_A_DEV_IFINDEX", interface)]
     try:
-        with contextlib.closing(Family()) as family:
-            family.bind("netdev", Device)
+        with contextlib.closing(generic.GenericNetlinkSocket()) as family:
+            family.bind(_NETDEV_FAMILY, Device)
             (answer,) = family.nlm_request(request, msg_type=family.prid, msg_flags=netlink.NLM_F_REQUEST)
     except load().NetlinkError as error:
         if error.code in (errno.ENODEV, errno.ENXIO):

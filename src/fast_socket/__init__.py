@@ -38,13 +38,12 @@ from fast_socket.core.metadata import (
 )
 from fast_socket.core.packet import FrozenPacket, PacketBuffer
 from fast_socket.core.polling import BusyPollDriver, WaitDriver
-from fast_socket.core.routes import EgressResolver, NeighborTable, Route, RouteTable
+from fast_socket.core.routes import EgressResolver, NeighborTable, Route, RouteTable, Unresolved
 from fast_socket.core.traits import BusyPoll, IpPacketSocket, PollDriver, RawDevice, UdpSocket, WaitDriven
 from fast_socket.os import OsRecvBatch, OsTxBatch, OsUdpEndpoint, OsUdpOptions, OsUdpSocket
 from fast_socket.xdp import (
     Egress,
     IpFamilies,
-    Unresolved,
     UnresolvedError,
     XdpCounters,
     XdpEgress,
@@ -55,9 +54,11 @@ from fast_socket.xdp import (
     XdpMode,
     XdpOptions,
     XdpProgram,
+    XdpQueueLocalRouter,
     XdpUdpEndpoint,
     XdpUdpOptions,
     XdpUdpRecvBatch,
+    XdpUdpRouter,
     XdpUdpSocket,
     XdpUdpTxBatch,
 )
@@ -127,9 +128,11 @@ __all__ = [
     "XdpMode",
     "XdpOptions",
     "XdpProgram",
+    "XdpQueueLocalRouter",
     "XdpUdpEndpoint",
     "XdpUdpOptions",
     "XdpUdpRecvBatch",
+    "XdpUdpRouter",
     "XdpUdpSocket",
     "XdpUdpTxBatch",
     "available_cpus",

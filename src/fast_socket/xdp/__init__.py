@@ -11,16 +11,16 @@ in memory.
 from fast_socket.xdp import sim
 from fast_socket.xdp.batch import XdpIpRecvBatch, XdpIpTxBatch, XdpUdpRecvBatch, XdpUdpTxBatch
 from fast_socket.xdp.ebpf import XdpCounters, XdpFilter, XdpMode, XdpProgram
-from fast_socket.xdp.egress import Egress, Unresolved
+from fast_socket.xdp.egress import Egress
 from fast_socket.xdp.header_table import UnresolvedError
 from fast_socket.xdp.ip import IpFamilies, XdpEgress, XdpIpPacketSocket
 from fast_socket.xdp.options import XdpOptions, XdpUdpOptions, umem_layouts
+from fast_socket.xdp.router import XdpQueueLocalRouter, XdpUdpRouter
 from fast_socket.xdp.udp import XdpUdpEndpoint, XdpUdpSocket
 
 __all__ = [
     "Egress",
     "IpFamilies",
-    "Unresolved",
     "UnresolvedError",
     "XdpCounters",
     "XdpEgress",
@@ -31,9 +31,11 @@ __all__ = [
     "XdpMode",
     "XdpOptions",
     "XdpProgram",
+    "XdpQueueLocalRouter",
     "XdpUdpEndpoint",
     "XdpUdpOptions",
     "XdpUdpRecvBatch",
+    "XdpUdpRouter",
     "XdpUdpSocket",
     "XdpUdpTxBatch",
     "sim",

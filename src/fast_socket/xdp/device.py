@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from fast_socket.core.affinity import QueueAffinity
-from fast_socket.core.capabilities import Capabilities, Support
+from fast_socket.core.capabilities import Capabilities
 from fast_socket.core.errors import CapabilityError, ConfigError, DeviceError, Error
 from fast_socket.core.frames import FramePool
 from fast_socket.core.ids import IfIndex, NumaNode
@@ -53,7 +53,7 @@ class XdpDevice:
 
     @property
     def ifindex(self) -> IfIndex:
-        return self._interface.ifindex
+        return self._interface.index
 
     @property
     def name(self) -> str:
@@ -88,14 +88,8 @@ class XdpDevice:
         return min(self._interface.rx_queues, self._interface.tx_queues)
 
     def capabilities(self) -> Capabilities:
-        """What is known without trying it out."""
-        veth = self._interface.driver == "veth"
-        return Capabilities(
-            native_xdp=Support.YES if veth else Support.UNKNOWN,
-            zero_copy=Support.NO if veth else Support.UNKNOWN,
-            multi_buffer=Support.YES if veth else Support.UNKNOWN,
-            queues=self.queue_count,
-        )
+        """What the driver declares (Linux 6.3), else `Support.UNKNOWN`."""
+        return self._interface.capabilities
 
     def refresh_mtu(self) -> int:
         """Read the interface again, after an administrative change; returns the MTU. Raises `DeviceError` where it is

@@ -20,7 +20,8 @@ import errno
 from ipaddress import ip_address
 
 from fast_socket.core.errors import ConfigError, Error
-from fast_socket.xdp.egress import Egress, Unresolved
+from fast_socket.core.routes import Unresolved
+from fast_socket.xdp.egress import Egress
 
 cdef enum:
     MOST_DESTINATIONS = 1 << 16

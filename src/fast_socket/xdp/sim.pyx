@@ -28,7 +28,8 @@ from fast_socket.core.affinity import QueueAffinity, available_cpus
 from fast_socket.core.capabilities import Capabilities, Support
 from fast_socket.core.errors import ConfigError, Error
 from fast_socket.core.ids import IfIndex, NumaNode, QueueId
-from fast_socket.xdp.egress import Egress, Unresolved
+from fast_socket.core.routes import Unresolved
+from fast_socket.xdp.egress import Egress
 
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd(unsigned int value, int flags)

@@ -22,7 +22,7 @@ from fast_socket.xdp.ring cimport CONTINUED, Desc, available, desc_at, load_acqu
 from fast_socket.core.capabilities import RawDeviceStats
 from fast_socket.core.errors import ConfigError, Error, SendError
 from fast_socket.core.metadata import Metadata
-from fast_socket.xdp.egress import Unresolved
+from fast_socket.core.routes import Unresolved
 from fast_socket.xdp.header_table import UnresolvedError
 
 cdef enum:

@@ -43,7 +43,7 @@ from fast_socket.core.capabilities import Support, UdpCapabilities, UdpStats
 from fast_socket.core.endpoint import UdpEndpointSpec
 from fast_socket.core.errors import ConfigError, SendError
 from fast_socket.core.metadata import Metadata
-from fast_socket.xdp.egress import Unresolved
+from fast_socket.core.routes import Unresolved
 from fast_socket.xdp.header_table import UnresolvedError
 from fast_socket.xdp.options import CheckedOptions
 

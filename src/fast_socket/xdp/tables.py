@@ -1,0 +1,107 @@
+"""The kernel's routing tables as plain records: what `RouteSnapshot` is made of, read by netlink or written by hand.
+
+Records hold what decides an answer and nothing else (no counters, no lifetimes), so that two readings compare equal
+unless an answer may differ.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+
+from fast_socket.core.ids import IfIndex
+from fast_socket.core.routes import IpAddress
+
+TABLE_DEFAULT, TABLE_MAIN, TABLE_LOCAL = 253, 254, 255  # enum rt_class_t, <linux/rtnetlink.h>
+SCOPE_UNIVERSE, SCOPE_LINK = 0, 253  # enum rt_scope_t, <linux/rtnetlink.h>
+
+# <linux/neighbour.h>; together the kernel's NUD_VALID (include/net/neighbour.h)
+NUD_STALE = 0x04
+NUD_VALID = 0x02 | NUD_STALE | 0x08 | 0x10 | 0x40 | 0x80  # REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT
+
+
+class RouteKind(IntEnum):
+    """RTN_* in <linux/rtnetlink.h>."""
+
+    UNICAST = 1
+    LOCAL = 2
+    BROADCAST = 3
+    ANYCAST = 4
+    MULTICAST = 5
+    BLACKHOLE = 6
+    UNREACHABLE = 7
+    PROHIBIT = 8
+    THROW = 9
+    """Stop looking in this table, go on with the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """One of the ways that a route offers."""
+
+    interface: IfIndex
+    """0 for a way that cannot be taken here, such as an encapsulation."""
+    gateway: IpAddress | None = None
+    """None: the destination is on the link itself. May be of the other family (RTA_VIA)."""
+    weight: int = 1
+    alive: bool = True
+    """False: RTNH_F_DEAD, the kernel does not use it."""
+    carrier: bool = True
+    """False: RTNH_F_LINKDOWN."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRecord:
+    """One route."""
+
+    network: IPv4Network | IPv6Network
+    hops: tuple[NextHop, ...] = ()
+    kind: RouteKind = RouteKind.UNICAST
+    metric: int = 0
+    source: IpAddress | None = None
+    mtu: int | None = None
+    table: int = TABLE_MAIN
+    scope: int = SCOPE_UNIVERSE
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRecord:
+    """One device."""
+
+    index: IfIndex
+    name: str
+    mac: bytes
+    """Empty where the device has no Ethernet address."""
+    mtu: int = 1500
+    mtu6: int | None = None
+    """The MTU for IPv6 where it differs: a router advertisement may lower it."""
+    arp: bool = True
+    """False: IFF_NOARP, nobody is asked for addresses."""
+    parent: IfIndex | None = None
+    """Of a VLAN device: where its tagged frames leave."""
+    vlan: int | None = None
+    """Of a VLAN device: its 802.1Q id."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRecord:
+    """One address of this host."""
+
+    interface: IfIndex
+    address: IPv4Interface | IPv6Interface
+    scope: int = SCOPE_UNIVERSE
+    secondary: bool = False
+    """IPv4: another address of the same network came first."""
+    deprecated: bool = False
+    """IPv6: its preferred lifetime is over."""
+    usable: bool = True
+    """False: IPv6 duplicate address detection has not passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeighborRecord:
+    """One neighbour whose Ethernet address is known."""
+
+    interface: IfIndex
+    address: IpAddress
+    mac: bytes
+    state: int = NUD_STALE

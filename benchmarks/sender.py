@@ -98,7 +98,9 @@ def blast(
         payload_len=payload_len,
         segments=segments,
         sequence=sequence,
-        icmp_errors=sum(worker.sock.stats().stale_errors for worker in workers),  # nobody listens there, or no way leads
+        icmp_errors=sum(
+            worker.sock.stats().stale_errors for worker in workers
+        ),  # nobody listens there, or no way leads
     )
 
 

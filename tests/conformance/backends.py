@@ -137,8 +137,8 @@ LINK = {
 
 
 def xdp_backend(name: str, devices: Callable[[], tuple[Any, Any]], **facts: Any) -> Backend:
-    """Sockets on queue 0 of two devices that are joined; `devices` gives for each how to call something where it is, and
-    what to open."""
+    """Sockets on queue 0 of two devices that are joined; `devices` gives for each how to call something where it is,
+    and what to open."""
     ports, queues = itertools.count(), itertools.cycle(range(facts["queues"]))
 
     def open_pair(family: str, options: dict[str, Any]) -> Pair:
@@ -146,7 +146,9 @@ def xdp_backend(name: str, devices: Callable[[], tuple[Any, Any]], **facts: Any)
         socks, names = [], []
         queue = next(queues)  # what is sent on one arrives on the other end's queue of the same number
         for side, host, (run, device, fixed) in zip(("near", "far"), (near_host, far_host), devices(), strict=True):
-            chosen = {key: value for key, value in options.items() if key not in ("near", "far")} | options.get(side, {})
+            chosen = {key: value for key, value in options.items() if key not in ("near", "far")} | options.get(
+                side, {}
+            )
             names.append((host, next(ports) % 50_000 + 10_000))
             socks.append(run(fs.XdpUdpSocket.open, device, queue, local=names[-1], **fixed, **chosen))
         return Pair(*socks, names[0], (far_name, names[1][1]), facts["settle"])

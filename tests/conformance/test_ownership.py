@@ -484,8 +484,12 @@ class Ownership(RuleBasedStateMachine):
             kept = sum(batch.frames for batch in rx)
             lent = sum(in_receive_frame for batch in tx for _, _, in_receive_frame in batch.slots)
             pending = sum(len(batch.slots) for batch in tx)
-            assert pool.rx_available + pool.rx_with_device + kept + lent + len(owned) == pool.rx_frames, "a receive frame is lost"
-            assert pool.tx_available + pool.tx_with_device + pending - lent == pool.tx_frames, "a transmit frame is lost"
+            assert pool.rx_available + pool.rx_with_device + kept + lent + len(owned) == pool.rx_frames, (
+                "a receive frame is lost"
+            )
+            assert pool.tx_available + pool.tx_with_device + pending - lent == pool.tx_frames, (
+                "a transmit frame is lost"
+            )
             seen = owned + [frame for batch in rx + tx for frame in batch.batch.frames.tolist() if frame != 2**32 - 1]
             assert len(seen) == len(set(seen)), "a frame is in two places"
 

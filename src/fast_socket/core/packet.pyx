@@ -88,7 +88,8 @@ cdef class Packet:
         elif self.frame != NO_FRAME:
             return 0
         raise BufferTakenError(
-            "this packet is gone: it was sent, taken, frozen, released, or replaced by a later receive; take() keeps one"
+            "this packet is gone: it was sent, taken, frozen, released, or replaced by a later receive; take() keeps "
+            "one"
         )
 
     cdef void load(self) noexcept:

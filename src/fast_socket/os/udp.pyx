@@ -18,7 +18,8 @@ Nothing here blocks: waiting is the driver's. Both directions run without the GI
 
 cimport cython
 from libc.errno cimport (
-    EADDRNOTAVAIL, EAGAIN, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, EINTR, EINVAL, EIO, EMSGSIZE, ENETUNREACH, ENOPROTOOPT, ENOSYS,
+    EADDRNOTAVAIL, EAGAIN, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, EINTR, EINVAL, EIO, EMSGSIZE, ENETUNREACH,
+    ENOPROTOOPT, ENOSYS,
     EOPNOTSUPP, EPROTO, errno,
 )
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t

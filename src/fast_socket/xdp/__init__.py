@@ -4,8 +4,8 @@ An XDP program (`fast_socket.xdp.ebpf`) redirects what was asked for to the queu
 to the kernel. Frames live in a UMEM that kernel and program share; headers are read and written here. Linux 5.10.
 
 How it degrades: zero-copy where the driver has it, else the kernel copies, and `zero_copy` says which; native XDP, else
-generic. Without libbpf, privilege or a device there is `fast_socket.xdp.sim`: the same rings, sockets and loops over a wire
-in memory.
+generic. Without libbpf, privilege or a device there is `fast_socket.xdp.sim`: the same rings, sockets and loops over a
+wire in memory.
 """
 
 from fast_socket.xdp import sim
@@ -15,6 +15,7 @@ from fast_socket.xdp.egress import Egress
 from fast_socket.xdp.header_table import UnresolvedError
 from fast_socket.xdp.ip import IpFamilies, XdpEgress, XdpIpPacketSocket
 from fast_socket.xdp.options import XdpOptions, XdpUdpOptions, umem_layouts
+from fast_socket.xdp.raw_device import XdpRawDevice
 from fast_socket.xdp.router import XdpQueueLocalRouter, XdpUdpRouter
 from fast_socket.xdp.udp import XdpUdpEndpoint, XdpUdpSocket
 
@@ -32,6 +33,7 @@ __all__ = [
     "XdpOptions",
     "XdpProgram",
     "XdpQueueLocalRouter",
+    "XdpRawDevice",
     "XdpUdpEndpoint",
     "XdpUdpOptions",
     "XdpUdpRecvBatch",

@@ -1,5 +1,5 @@
-"""The batches of AF_XDP sockets: the core's columns. Their frames come with what the RX ring brings, so an empty receive
-batch holds none."""
+"""The batches of AF_XDP sockets: the core's columns. Their frames come with what the RX ring brings, so an empty
+receive batch holds none."""
 
 cimport cython
 from cpython.number cimport PyNumber_AsSsize_t

@@ -37,8 +37,8 @@ class Attachment:
 
 
 class XdpDevice:
-    """An interface of the calling thread's network namespace. Satisfies `RawDevice`. Raises `ConfigError` where there is
-    none of this name."""
+    """An interface of the calling thread's network namespace. Satisfies `RawDevice`. Raises `ConfigError` where there
+    is none of this name."""
 
     def __init__(self, name: str) -> None:
         self._interface = Interface.read(name)

@@ -19,7 +19,8 @@ cdef class HeaderTable:
     cdef uint32_t mask
     cdef uint32_t count
     cdef object router
-    cdef object generation
+    cdef object generation          # None: everything is to be resolved anew
+    cdef object router_generation
     cdef int interface
     cdef bytes source_v4            # what datagrams leave from; None: what the route prefers
     cdef bytes source_v6
@@ -48,7 +49,9 @@ cdef inline Key key_of(const uint8_t *host, const bint v6) noexcept nogil:
 
 
 cdef inline uint32_t place_of(HeaderTable table, Key key) noexcept nogil:
-    return <uint32_t> (((key.low ^ (key.high * <uint64_t> 0x9E3779B97F4A7C15)) * <uint64_t> 0xFF51AFD7ED558CCD) >> 32) & table.mask
+    # Odd constants of good avalanche: the golden ratio's, and one of MurmurHash3's finaliser.
+    cdef uint64_t mixed = (key.low ^ (key.high * <uint64_t> 0x9E3779B97F4A7C15)) * <uint64_t> 0xFF51AFD7ED558CCD
+    return <uint32_t> (mixed >> 32) & table.mask
 
 
 cdef inline Header *find(HeaderTable table, Key key) noexcept nogil:

@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 
 from fast_socket.core.addresses cimport htons
 from fast_socket.xdp.headers cimport (
-    ETHERNET, ETHERTYPE_8021Q, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4, IPV6, MOST_HEADER, PROTOCOL_UDP, UDP, VLAN_TAG,
+    ETHERTYPE_8021Q, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4, IPV6, MOST_HEADER, PROTOCOL_UDP, UDP, VLAN_TAG,
     finish_sums, store16,
 )
 
@@ -76,10 +76,11 @@ cdef class HeaderTable:
     cdef bint is_current(self) except -1:
         """Whether what is here still holds; otherwise it is forgotten."""
         generation = self.router.generation
-        if generation == self.generation:
+        if self.generation is not None and generation == self.router_generation:
             return True
         self.forget()
-        self.generation = generation
+        self.router_generation = generation
+        self.generation = object()      # of this table: also new where it was told to forget
         return False
 
     cdef void forget(self) noexcept:
@@ -107,7 +108,6 @@ cdef class HeaderTable:
 
     cdef int resolve(self, object destination, Header *header, object source) except -1:
         """Ask the router, and write the header: without ports but for the socket's own. `source` overrides."""
-        cdef const uint8_t *text
         cdef uint8_t *ip
         cdef uint8_t *link
         cdef bint v6 = destination.version == 6
@@ -117,8 +117,8 @@ cdef class HeaderTable:
         if isinstance(egress, Unresolved):
             raise UnresolvedError(destination, egress)
         if not isinstance(egress, Egress):
-            raise ConfigError(f"the router's resolve({destination}) returned {egress!r}: it must return an Egress or an "
-                              f"Unresolved")
+            raise ConfigError(f"the router's resolve({destination}) returned {egress!r}: it must return an Egress "
+                              f"or an Unresolved")
         if egress.interface != self.interface:
             raise UnresolvedError(destination, Unresolved.OTHER_INTERFACE)
         if source is None:
@@ -126,7 +126,8 @@ cdef class HeaderTable:
         if source is None and egress.source is not None:
             source = egress.source.packed
         if source is None and not self.link_only:
-            raise Error(f"no source address for {destination}: bind to one, or have the router choose", errno.EADDRNOTAVAIL)
+            raise Error(f"no source address for {destination}: bind to one, or have the router choose",
+                        errno.EADDRNOTAVAIL)
         header[0] = self.pattern_v6 if v6 else self.pattern_v4
         header.mtu = min(<uint32_t> egress.mtu, 65_535)
         ip = header.bytes + MOST_HEADER

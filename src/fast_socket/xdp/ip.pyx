@@ -10,16 +10,16 @@ Tunnels prepend an outer header in a packet's headroom, or trim one off its fron
 """
 
 cimport cython
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
 from fast_socket.core.addresses cimport htons
-from fast_socket.core.frames cimport Geometry, NO_FRAME, Slots, chunk_end, put_frame
+from fast_socket.core.frames cimport Geometry, Slots, chunk_end, put_frame
 from fast_socket.xdp.batch cimport XdpIpRecvBatch, XdpIpTxBatch
-from fast_socket.xdp.header_table cimport HeaderTable, Key, find, key_of
+from fast_socket.xdp.header_table cimport HeaderTable, find, key_of
 from fast_socket.xdp.headers cimport (
-    ACCEPTED, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4, IPV6, MOST_HEADER, PROTOCOL_UDP, UDP, Header, Parsed, Verdict,
+    ACCEPTED, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4, IPV6, MOST_HEADER, PROTOCOL_UDP, Header, Parsed, Verdict,
     be16, parse_ip, parse_udp, store16, udp_checksum_status,
 )
 from fast_socket.xdp.queue cimport HOME, Queue, frame_at
@@ -35,9 +35,8 @@ from ipaddress import ip_address
 from types import GenericAlias
 
 from fast_socket.core.errors import ConfigError, SendError
-from fast_socket.core.metadata import Metadata
 from fast_socket.xdp.header_table import UnresolvedError
-from fast_socket.xdp.options import IP_METADATA, CheckedOptions
+from fast_socket.xdp.options import CheckedOptions
 
 cdef extern from *:
     """
@@ -155,7 +154,7 @@ cdef class XdpIpPacketSocket(XdpSocket):
             self.resolve_egresses()
             self.table.resolve(address, &header, None)
             if self.egress_count == MOST_EGRESSES:
-                raise ConfigError(f"this socket has {MOST_EGRESSES} egresses: keep those that there are, and reuse them")
+                raise ConfigError(f"this socket has {MOST_EGRESSES} egresses: keep those, and reuse them")
             grown = <Header *> realloc(self.egresses, (self.egress_count + 1) * sizeof(Header))
             if grown == NULL:
                 raise MemoryError("cannot keep another egress")
@@ -174,7 +173,7 @@ cdef class XdpIpPacketSocket(XdpSocket):
         cdef uint32_t i
         cdef Header header
         self.table.is_current()
-        if self.egress_generation == self.table.generation:
+        if self.egress_generation is self.table.generation:
             return 0
         self.egress_generation = self.table.generation
         for i, destination in enumerate(list(self.egress_objects)):
@@ -269,8 +268,8 @@ cdef class XdpIpPacketSocket(XdpSocket):
                 self.unresolved = error
                 batch.accept(total)
                 self._kick()
-                raise SendError(f"cannot send packet {total} to {error.destination}: {error.reason.text}", errno.EHOSTUNREACH,
-                                accepted=total) from error
+                raise SendError(f"cannot send packet {total} to {error.destination}: {error.reason.text}",
+                                errno.EHOSTUNREACH, accepted=total) from error
             return self.end_send(batch, &outcome, total)
         finally:
             self.queue.leave()
@@ -349,7 +348,8 @@ cdef uint32_t receive_pieces(XdpIpPacketSocket self, Queue queue, XdpIpRecvBatch
 
 cdef inline void build(XdpIpPacketSocket self, Queue queue, XdpIpTxBatch batch, uint32_t first, uint32_t via,
                        Outcome *outcome, const bint to_egress) noexcept nogil:
-    """Hand pending slots from `first` to the TX ring. Lengths are hostile: read once, checked, and only the copy used."""
+    """Hand pending slots from `first` to the TX ring. Lengths are hostile: read once, checked, and only the copy
+    used."""
     cdef Slots *slots = &batch.slots
     cdef Geometry geometry = queue.pool.geometry
     cdef const Header *header = NULL

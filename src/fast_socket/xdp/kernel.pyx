@@ -11,8 +11,8 @@ Sources of constants: include/uapi/linux/if_xdp.h. Linux 5.4; multi-buffer 6.6; 
 
 cimport cython
 from libc.errno cimport (
-    EACCES, EADDRINUSE, EAGAIN, EBADF, EBUSY, EINTR, EINVAL, ENETDOWN, ENOBUFS, ENODEV, ENOENT, ENOMEM, ENOPROTOOPT,
-    ENOTSOCK, EOPNOTSUPP, EPERM, EPROTONOSUPPORT, ENXIO, errno,
+    EACCES, EAGAIN, EBUSY, EINTR, EINVAL, ENETDOWN, ENOBUFS, ENODEV, ENOMEM, ENOPROTOOPT,
+    EOPNOTSUPP, EPERM, EPROTONOSUPPORT, ENXIO, errno,
 )
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -20,7 +20,7 @@ from libc.string cimport memset
 
 from fast_socket.core.frames cimport FramePool
 from fast_socket.xdp.queue cimport Queue
-from fast_socket.xdp.ring cimport NEED_WAKEUP, Ring, full_fence, load_acquire, load_relaxed, wants_wakeup
+from fast_socket.xdp.ring cimport NEED_WAKEUP, Ring, load_acquire, load_relaxed, wants_wakeup
 
 import time
 
@@ -181,7 +181,8 @@ cdef class KernelQueue(Queue):
                             f"refused",
                 }.get(errno, "")
                 raise Error(f"cannot register {registration.size} bytes as UMEM{hint}", errno)
-        self.set_option(SOL_XDP, XDP_UMEM_FILL_RING, options.fill_entries(self.pool), "fill_ring", "a kernel with AF_XDP")
+        self.set_option(SOL_XDP, XDP_UMEM_FILL_RING, options.fill_entries(self.pool), "fill_ring",
+                        "a kernel with AF_XDP")
         self.set_option(SOL_XDP, XDP_UMEM_COMPLETION_RING, options.completion_ring, "completion_ring",
                         "a kernel with AF_XDP")
         self.set_option(SOL_XDP, XDP_RX_RING, options.rx_ring, "rx_ring", "a kernel with AF_XDP")
@@ -220,7 +221,7 @@ cdef class KernelQueue(Queue):
 
     cdef int bind_to(self, object device, object options) except -1:
         cdef uint16_t base = 0
-        cdef int error = 0, tries
+        cdef int error = 0
         cdef uint32_t interface = device.ifindex, mode, size = sizeof(mode)
         if options.need_wakeup:
             base |= XDP_USE_NEED_WAKEUP
@@ -228,7 +229,7 @@ cdef class KernelQueue(Queue):
             base |= XDP_USE_SG
         modes = {"copy": (XDP_COPY,), "zero_copy": (XDP_ZEROCOPY,), "auto": (XDP_ZEROCOPY, XDP_COPY)}[options.mode]
         for flag in modes:
-            for tries in range(BIND_TRIES):
+            for _ in range(BIND_TRIES):
                 error = self.attempt(interface, base | flag)
                 if error != EBUSY:
                     break
@@ -250,22 +251,23 @@ cdef class KernelQueue(Queue):
         if error == EBUSY:
             raise Error(f"{where} is taken by another AF_XDP socket: close that, or use another queue", error)
         if error == EINVAL and self.queue_id >= device.queue_count:
-            raise ConfigError(f"queue is {self.queue_id}: {device.name} has {device.queue_count} queue(s), from 0", error)
+            raise ConfigError(f"queue is {self.queue_id}: {device.name} has {device.queue_count} queue(s), from 0",
+                              error)
         if error == ENETDOWN:
             raise DeviceError(f"{device.name} is down: bring it up (ip link set {device.name} up)", error)
         if error == ENODEV or error == ENXIO:
             raise DeviceError(f"there is no device {device.name} any more", error)
         if error in (EOPNOTSUPP, EINVAL, EPROTONOSUPPORT) and options.mode == "zero_copy":
-            raise CapabilityError(f"{where}: its driver has no zero-copy mode (or not with these rings and chunks): use "
-                                  f"mode='auto' or 'copy'", error)
+            raise CapabilityError(f"{where}: its driver has no zero-copy mode (or not with these rings and chunks): "
+                                  f"use mode='auto' or 'copy'", error)
         if error in (EOPNOTSUPP, EINVAL) and options.multi_buffer:
             raise CapabilityError(f"{where}: multi_buffer needs Linux 6.6, and a driver that takes it", error)
         raise Error(f"cannot bind to {where} in mode {options.mode}", error)
 
     cdef int kick(self) noexcept nogil:
-        """Have the kernel send what is in TX. In copy mode a call sends 32 packets at the most (or `tx_budget`) and says
-        EAGAIN; it also stops, answering success, when the completions are full. So it is called until TX is empty, or
-        nothing moves."""
+        """Have the kernel send what is in TX. In copy mode a call sends 32 packets at the most (or `tx_budget`) and
+        says EAGAIN; it also stops, answering success, when the completions are full. So it is called until TX is empty,
+        or nothing moves."""
         cdef uint32_t before, after = load_acquire(self.tx.consumer)
         cdef int idle = 0
         while self.tx.ours != after and idle < MOST_IDLE_KICKS:
@@ -286,7 +288,8 @@ cdef class KernelQueue(Queue):
         return 0
 
     cdef void wake_rx(self) noexcept nogil:
-        if self.polls or (self.need_wakeup and load_relaxed(self.fill.flags) & NEED_WAKEUP and wants_wakeup(&self.fill)):
+        if self.polls or (self.need_wakeup and load_relaxed(self.fill.flags) & NEED_WAKEUP
+                          and wants_wakeup(&self.fill)):
             recvfrom(self.fd, NULL, 0, MSG_DONTWAIT, NULL, NULL)
 
     cdef bint look(self, short events) noexcept nogil:
@@ -312,7 +315,8 @@ def open_kernel_queue(FramePool pool not None, device, queue, options):
     fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0)
     if fd < 0:
         if errno == EPERM or errno == EACCES:
-            raise CapabilityError("AF_XDP sockets need CAP_NET_RAW: run as root, or give the program that capability", errno)
+            raise CapabilityError("AF_XDP sockets need CAP_NET_RAW: run as root, or give the program that capability",
+                                  errno)
         raise CapabilityError("this kernel has no AF_XDP sockets (CONFIG_XDP_SOCKETS, Linux 4.18)", errno)
     self = KernelQueue.__new__(KernelQueue, fd, "AF_XDP socket")
     self.last_statistics = (0,) * 6

@@ -32,8 +32,8 @@ class XdpOptions(TypedDict, total=False):
     metadata: Metadata
     """The metadata columns wanted. Default none; what is not asked for costs nothing."""
     pool: FramePool | None
-    """Frames shared with other sockets: one UMEM for all (XDP_SHARED_UMEM); its layouts must be `umem_layouts`. Excludes
-    the next five. Default: a pool of its own."""
+    """Frames shared with other sockets: one UMEM for all (XDP_SHARED_UMEM); its layouts must be `umem_layouts`.
+    Excludes the next five. Default: a pool of its own."""
     rx_layout: BufferLayout | None
     tx_layout: BufferLayout | None
     rx_frames: int
@@ -56,8 +56,8 @@ class XdpOptions(TypedDict, total=False):
     completion_ring: int
     """Default 4096. No more frames are on their way at once."""
     mode: Literal["auto", "copy", "zero_copy"]
-    """How packets get into the UMEM. "auto" tries zero-copy and says which is in force (`zero_copy`); a mode asked for by
-    name that the driver refuses is a `CapabilityError`. Default "auto"."""
+    """How packets get into the UMEM. "auto" tries zero-copy and says which is in force (`zero_copy`); a mode asked for
+    by name that the driver refuses is a `CapabilityError`. Default "auto"."""
     attach: Literal["auto", "native", "generic", "offload"]
     """Where the XDP program runs. Default "auto": native, else generic."""
     program: Any
@@ -129,7 +129,7 @@ def umem_layouts(
     if chunk > MOST_CHUNK:
         raise ConfigError(
             f"a frame needs {needed} bytes (XDP headroom {XDP_HEADROOM}, headroom, headers, payload, MTU {mtu}), but a "
-            f"chunk of a UMEM has {MOST_CHUNK} at the most: ask for less, or for packets in pieces with multi_buffer=True"
+            f"chunk of a UMEM has {MOST_CHUNK} at the most: ask for less, or for multi_buffer=True"
         )
     return (
         dataclasses.replace(rx, l2_headroom=l2, chunk_size=chunk,

@@ -10,7 +10,8 @@ Invariants
       `sent` mark, and at any other time it is HOME.
     - What the device hands back is believed only if it names a frame that it has: anything else is counted as a bad
       descriptor, dropped, and reported once as `DeviceError`. So no frame is handed out twice.
-    - No more frames are sent and not completed than COMPLETION has entries. The kernel's copy mode answers success and sends nothing
+    - No more frames are sent and not completed than COMPLETION has entries. The kernel's copy mode answers success and
+      sends nothing
       when that ring is full (net/xdp/xsk.c); here it cannot be.
     - FILL is full before the queue is bound, and again after every receive.
     - Rings change only while the GIL is held; a system call that moves them on (`kick`) runs without it.

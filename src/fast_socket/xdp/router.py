@@ -40,8 +40,8 @@ class XdpUdpRouter(EgressResolver[Egress], Protocol):
 class XdpQueueLocalRouter:
     """The kernel's routes, as far as they leave through one device or its VLANs. Thread-safe.
 
-    It answers from a snapshot; `refresh()` reads the kernel's tables again. It asks from a thread of its own, which stays
-    in the network namespace of the thread that made it: any thread may call it, from any namespace or event loop.
+    It answers from a snapshot; `refresh()` reads the kernel's tables again. It asks from a thread of its own, which
+    stays in the network namespace of the thread that made it: any thread may call it, from any namespace or event loop.
     """
 
     def __init__(self, interface: IfIndex | int | str, snapshot: RouteSnapshot | None = None) -> None:

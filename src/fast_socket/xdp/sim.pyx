@@ -12,7 +12,7 @@ Thread rules: everything happens under the GIL, within the call that sends.
 
 cimport cython
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from fast_socket.core.frames cimport FramePool
@@ -22,7 +22,7 @@ from fast_socket.xdp.ring cimport (
     CONTINUED, Desc, Ring, address_at, desc_at, load_acquire, store_release,
 )
 
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_interface
 
 from fast_socket.core.affinity import QueueAffinity, available_cpus
 from fast_socket.core.capabilities import Capabilities, Support
@@ -57,8 +57,8 @@ cdef class Wire:
     """What simulated devices are plugged into. A frame goes to the device with its destination MAC, a group frame to
     every other device.
 
-    `drop` and `duplicate` are probabilities, by a generator that starts at `seed`; they, `paused` (nothing is taken from
-    TX), `hold_completions` (frames are sent, but not given back) and `clock_ns` (the receive timestamp of the next
+    `drop` and `duplicate` are probabilities, by a generator that starts at `seed`; they, `paused` (nothing is taken
+    from TX), `hold_completions` (frames are sent, but not given back) and `clock_ns` (the receive timestamp of the next
     packet; it grows by one microsecond a packet) may be changed at any time.
     """
 
@@ -296,8 +296,8 @@ def _open(FramePool pool not None, device, uint32_t queue, options):
 class SimulatedDevice:
     """A network device on a `Wire`; give it to `XdpUdpSocket.open` or `XdpIpPacketSocket.open` in place of a name.
 
-    `addresses` are "192.0.2.1/24" or "2001:db8::1/64" texts. Its router knows the addresses of every device on the wire:
-    there are no neighbours to wait for. Satisfies `RawDevice`.
+    `addresses` are "192.0.2.1/24" or "2001:db8::1/64" texts. Its router knows the addresses of every device on the
+    wire: there are no neighbours to wait for. Satisfies `RawDevice`.
     """
 
     zero_copy = False
@@ -384,4 +384,5 @@ class SimulatedRouter:
                 mac = b"\xff" * 6
         if mac is None:
             return Unresolved.NO_ROUTE
-        return Egress(interface=device.ifindex, source_mac=device.mac, destination_mac=mac, mtu=device.mtu, source=source)
+        return Egress(interface=device.ifindex, source_mac=device.mac, destination_mac=mac, mtu=device.mtu,
+                      source=source)

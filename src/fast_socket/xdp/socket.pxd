@@ -47,7 +47,7 @@ cdef class XdpSocket:
     cdef bint hold
     cdef bint owns_router
     cdef bint pieces                # packets may span frames
-    cdef readonly uint32_t queue_number
+    cdef uint32_t queue_number
     cdef unsigned int recv_mask
     cdef unsigned int send_mask
     cdef uint64_t verdicts[VERDICTS]

@@ -4,15 +4,13 @@ The parts that differ, reading and writing headers, are loops of the final class
 """
 
 cimport cython
-from cpython.ref cimport PyObject
-from libc.errno cimport EADDRNOTAVAIL, EDESTADDRREQ, EHOSTUNREACH, EINVAL, EMSGSIZE, ENOBUFS, EPROTOTYPE
+from libc.errno cimport EADDRNOTAVAIL, EDESTADDRREQ, EINVAL, EMSGSIZE, ENOBUFS, EPROTOTYPE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fast_socket.core.batch cimport Batch, RecvBatch, TxBatch
 from fast_socket.core.frames cimport Geometry, NO_FRAME, Slots, chunk_end, put_frame
-from fast_socket.core.polling cimport Driver
-from fast_socket.xdp.header_table cimport HeaderTable, key_of
+from fast_socket.xdp.header_table cimport key_of
 from fast_socket.xdp.headers cimport (
     FRAGMENT, MALFORMED, NOT_IP, OTHER_ADDRESS, OTHER_PORT, OTHER_PROTOCOL,
 )
@@ -21,9 +19,9 @@ from fast_socket.xdp.ring cimport CONTINUED, Desc, available, desc_at, load_acqu
 
 from fast_socket.core.capabilities import RawDeviceStats
 from fast_socket.core.errors import ConfigError, Error, SendError
-from fast_socket.core.metadata import Metadata
 from fast_socket.core.routes import Unresolved
 from fast_socket.xdp.header_table import UnresolvedError
+from fast_socket.xdp.raw_device import XdpRawDevice
 
 cdef enum:
     MOST_PIECES = 18                # MAX_SKB_FRAGS and the linear part: more is refused by copy mode
@@ -115,6 +113,23 @@ cdef class XdpSocket:
     def driver(self):
         """How to wait: a `WaitDriver` or a `BusyPollDriver`, as chosen."""
         return self._driver
+
+    @property
+    def raw_device(self):
+        """The device side: an `XdpRawDevice`."""
+        return XdpRawDevice(self)
+
+    @property
+    def queue_id(self):
+        """The device queue."""
+        return self.queue_number
+
+    def forget_routes(self):
+        """Have every destination resolved anew, by a router that has read its tables anew if it can."""
+        refresh = getattr(self.table.router, "refresh", None)
+        if refresh is not None:
+            refresh()
+        self.table.generation = None
 
     @property
     def router(self):

@@ -1,9 +1,9 @@
 """UDP through an AF_XDP queue: payloads in, payloads out, the headers read and written here.
 
-Receiving. One pass over each frame: Ethernet, tags, IP, UDP, the filter on local address and ports, and the columns. What
-is not for this socket goes home and is counted by reason: the XDP program redirects what it was asked for, but a program
-may serve several sockets, and bytes from the wire prove nothing. Nothing is verified that was not asked for: a packet
-redirected from a veth has a checksum that nobody has computed yet. `Metadata.CHECKSUM` says which is which.
+Receiving. One pass over each frame: Ethernet, tags, IP, UDP, the filter on local address and ports, and the columns.
+What is not for this socket goes home and is counted by reason: the XDP program redirects what it was asked for, but a
+program may serve several sockets, and bytes from the wire prove nothing. Nothing is verified that was not asked for: a
+packet redirected from a veth has a checksum that nobody has computed yet. `Metadata.CHECKSUM` says which is which.
 
 Sending. A header is prepared once per destination, or once per endpoint, and copied in front of the payload: length,
 checksums and port are what is left to do for a packet. Large packets with a segment size are cut into datagrams here.
@@ -27,10 +27,10 @@ from fast_socket.xdp.batch cimport XdpUdpRecvBatch, XdpUdpTxBatch
 from fast_socket.xdp.header_table cimport HeaderTable, Key, find, key_of
 from fast_socket.xdp.headers cimport (
     ACCEPTED, IPV4, IPV6, MOST_HEADER, OTHER_ADDRESS, OTHER_PORT, PROTOCOL_UDP, UDP, Header, Parsed, Verdict,
-    add_words, finish_sums, fold, load16, parse_udp, pseudo_sum, store16, udp_checksum, udp_checksum_status, write_v4,
+    add_words, finish_sums, fold, load16, parse_udp, pseudo_sum, store16, udp_checksum_status, write_v4,
     write_v6,
 )
-from fast_socket.xdp.queue cimport HOME, Queue, Umem, frame_at
+from fast_socket.xdp.queue cimport HOME, Queue, frame_at
 from fast_socket.xdp.ring cimport CONTINUED, Desc, available, desc_at, prefetch, store_release
 from fast_socket.xdp.socket cimport (
     DONE, NO_DESTINATION, NO_FRAMES, OUTSIDE_FRAME, RING_FULL, TOO_LARGE, UNKNOWN_DESTINATION, WRONG_LENGTH, Outcome,
@@ -91,9 +91,9 @@ cdef class XdpUdpSocket(XdpSocket):
     """UDP over one AF_XDP queue. Made by `open`; the keyword options are those of `XdpUdpOptions`.
 
     Linux 5.10 or later, libbpf and CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF (or a program that somebody else attached).
-    On a `SimulatedDevice` it needs nothing. Thread rules: any thread may call anything at any time. One batch serves one
-    call at a time. `close` during a call of another thread takes effect at once for new calls, and for the mappings when
-    that call returns.
+    On a `SimulatedDevice` it needs nothing. Thread rules: any thread may call anything at any time. One batch serves
+    one call at a time. `close` during a call of another thread takes effect at once for new calls, and for the mappings
+    when that call returns.
     """
 
     __class_getitem__ = classmethod(GenericAlias)       # XdpUdpSocket[WaitDriver], for annotations
@@ -202,10 +202,11 @@ cdef class XdpUdpSocket(XdpSocket):
             raise ConfigError(f"prepare_udp_endpoint({spec!r}): give a UdpEndpointSpec")
         destination = ip_address(spec.remote[0].partition("%")[0])
         if not (self.v4 if destination.version == 4 else self.v6):
-            raise ConfigError(f"UdpEndpointSpec.remote is {spec.remote[0]}, but the socket has no IPv{destination.version}: "
-                              f"open it with a local address of that family, or [::]")
+            raise ConfigError(f"UdpEndpointSpec.remote is {spec.remote[0]}, but the socket has no "
+                              f"IPv{destination.version}: open it with a local address of that family, or [::]")
         if spec.source is not None and ip_address(spec.source).version != destination.version:
-            raise ConfigError(f"UdpEndpointSpec.source is {spec.source} and remote {spec.remote[0]}: give two of one family")
+            raise ConfigError(f"UdpEndpointSpec.source is {spec.source} and remote {spec.remote[0]}: give two of one "
+                              f"family")
         endpoint.spec, endpoint.table = spec, self.table
         endpoint.segment_size = spec.gso_size
         endpoint.payload_len = -1 if spec.payload_len is None else spec.payload_len
@@ -215,7 +216,6 @@ cdef class XdpUdpSocket(XdpSocket):
         """Write an endpoint's header anew."""
         cdef Header *header = &endpoint.header
         cdef uint8_t *ip
-        cdef uint8_t tos
         spec = endpoint.spec
         destination = ip_address(spec.remote[0].partition("%")[0])
         source = None if spec.source is None else ip_address(spec.source).packed
@@ -324,7 +324,7 @@ cdef class XdpUdpSocket(XdpSocket):
         memset(&outcome, 0, sizeof(outcome))
         try:
             try:
-                if endpoint is not None and endpoint.generation != self.table.generation:
+                if endpoint is not None and endpoint.generation is not self.table.generation:
                     batch.slots.busy = True
                     try:
                         self.resolve_endpoint(endpoint)
@@ -348,8 +348,8 @@ cdef class XdpUdpSocket(XdpSocket):
                     return 0
                 batch.accept(total)
                 self._kick()
-                raise SendError(f"cannot send packet {total} to {error.destination}: {error.reason.text}", errno.EHOSTUNREACH,
-                                accepted=total) from error
+                raise SendError(f"cannot send packet {total} to {error.destination}: {error.reason.text}",
+                                errno.EHOSTUNREACH, accepted=total) from error
             return self.end_send(batch, &outcome, total)
         finally:
             self.queue.leave()
@@ -531,7 +531,6 @@ cdef class XdpUdpSocket(XdpSocket):
             store16(udp + 6, 0)
 
 
-
 cdef inline void write_peer(XdpUdpSocket self, Slots *slots, uint32_t slot, const uint8_t *data, const Parsed *parsed,
                             const bint v6) noexcept nogil:
     """The sender's address record. `v6` is the records' family: IPv4 senders are mapped."""
@@ -606,15 +605,12 @@ cdef inline uint32_t receive(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch bat
     cdef uint32_t *places = queue.umem.places
     cdef uint8_t *base = queue.pool.base
     cdef uint8_t *data
-    cdef uint8_t *record
     cdef Desc *desc
     cdef Parsed parsed
     cdef Verdict verdict
     cdef uint64_t address, total_bytes = 0
     cdef uint32_t capacity = batch.capacity, filled = queue.filled, chunk = queue.umem.chunk_size
     cdef uint32_t out = 0, i, count, frame, length
-    cdef uint16_t family, port
-    cdef bint continued = False, leads
     while out < capacity:
         count = available(&queue.rx, capacity - out)
         if count == 0:
@@ -622,8 +618,6 @@ cdef inline uint32_t receive(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch bat
         for i in range(count):
             desc = desc_at(&queue.rx, queue.rx.ours + i)
             address, length = desc.address, desc.length
-            leads = not continued
-            continued = (desc.options & CONTINUED) != 0
             frame = frame_at(queue.umem, address)
             if frame == queue.umem.frames or places[frame] != filled:
                 queue.counters.bad_descriptors += 1

@@ -24,7 +24,7 @@ import typer
 from rich.table import Table
 
 import fast_socket as fs
-from benchmarks.gates_workload import CONFIGURATIONS, PACKETS, STEPS
+from benchmarks.gates_workload import CONFIGURATIONS, PACKETS, STEPS, XDP_CONFIGURATIONS
 from benchmarks.machine import compiler
 from benchmarks.processes import ROOT
 from examples import _cli
@@ -34,7 +34,11 @@ TOLERANCE = 0.5  # instructions per packet
 TIMEOUT = 60.0
 # The wrappers that Python calls of the methods of two classes: the workload calls nothing else of these while it
 # counts. (Patterns that are alike up to a wildcard are more than callgrind can tell apart.)
-COUNTED = ("fast_socket_2os_3udp_11OsUdpSocket_*", "fast_socket_4core_5batch_7TxBatch_*")
+COUNTED = (
+    "fast_socket_2os_3udp_11OsUdpSocket_*",
+    "fast_socket_3xdp_3udp_12XdpUdpSocket_*",
+    "fast_socket_4core_5batch_7TxBatch_*",
+)
 # glibc picks its memcpy by these.
 CPU_FLAGS = ("avx2", "erms", "fsrm")
 
@@ -116,7 +120,7 @@ def measure() -> Counts:
             total = re.search(r"^totals: (\d+)$", text, re.MULTILINE)
             if name and total:
                 totals[name[1]] += int(total[1])
-    names = [f"{configuration}/{step}" for configuration in CONFIGURATIONS for step in STEPS]
+    names = [f"{configuration}/{step}" for configuration in (*XDP_CONFIGURATIONS, *CONFIGURATIONS) for step in STEPS]
     missing = [name for name in names if not totals[name]]
     if missing:
         raise SystemExit(

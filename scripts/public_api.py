@@ -89,7 +89,9 @@ def resolve(name: str, wanted: str, root: Path) -> Definition | None:
                 for alias in node.names:
                     if (alias.asname or alias.name) == wanted:
                         origin = absolute(name, is_package, node)
-                        return resolve(origin, alias.name, root) or submodule(f"{origin}.{alias.name}", root)
+                        # A package may import its own submodule by its full name.
+                        inside = None if origin == name else resolve(origin, alias.name, root)
+                        return inside or submodule(f"{origin}.{alias.name}", root)
             case _:
                 pass
     return submodule(f"{name}.{wanted}", root)

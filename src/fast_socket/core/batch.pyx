@@ -590,6 +590,14 @@ cdef class Datagrams:
                              offset, dtype)
 
 
+cdef void copy_rare(const Slots *src, uint32_t i, Slots *dst, uint32_t to, bint ports, bint pieces) noexcept:
+    """Out of the loop's way: few sockets have such columns."""
+    if ports:
+        dst.local_ports[to] = src.local_ports[i]
+    if pieces:
+        dst.continued[to] = src.continued[i]
+
+
 cdef inline uint16_t port_of(const Slots *slots, uint32_t slot) noexcept:
     """In network byte order."""
     cdef uint16_t port
@@ -927,10 +935,8 @@ cdef class TxBatch(Batch):
                        dst.host_size)
             if sizes and src.segment_sizes[i] < src.lengths[i]:
                 dst.segment_sizes[to] = src.segment_sizes[i]
-            if ports:
-                dst.local_ports[to] = src.local_ports[i]
-            if pieces:
-                dst.continued[to] = src.continued[i]
+            if ports or pieces:
+                copy_rare(src, i, dst, to, ports, pieces)
             to += 1
         self.tail = to
         return to - first

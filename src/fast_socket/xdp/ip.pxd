@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t, uint32_t
 
 from fast_socket.core.frames cimport Slots
 from fast_socket.xdp.header_table cimport HeaderTable
+from fast_socket.xdp.batch cimport XdpIpTxBatch
 from fast_socket.xdp.headers cimport Header, Parsed
 from fast_socket.xdp.socket cimport XdpSocket
 
@@ -25,6 +26,7 @@ cdef class XdpIpPacketSocket(XdpSocket):
     cdef list egress_objects
     cdef object egress_generation
 
+    cdef object send_batch(self, XdpIpTxBatch batch, XdpEgress egress)
     cdef int resolve_egresses(self) except -1
     cdef void write_columns(self, Slots *slots, uint32_t slot, const uint8_t *frame,
                             const Parsed *parsed) noexcept nogil

@@ -226,15 +226,15 @@ cdef class XdpIpPacketSocket(XdpSocket):
         of this socket's families, whose length field does not say its length, or that is larger than the route's MTU is
         refused with `SendError`.
         """
-        return self._send(batch, None)
+        return self.send_batch(batch, None)
 
     def send_via(self, XdpEgress egress not None, XdpIpTxBatch batch not None):
         """As `send`, every packet through one egress, wherever its destination is."""
         if egress.table is not self.table:
             raise ConfigError("this egress was resolved by another socket: resolve it with this one")
-        return self._send(batch, egress)
+        return self.send_batch(batch, egress)
 
-    def _send(self, XdpIpTxBatch batch not None, XdpEgress egress):
+    cdef object send_batch(self, XdpIpTxBatch batch, XdpEgress egress):
         cdef Outcome outcome
         cdef uint32_t total = 0, via = 0 if egress is None else egress.id
         cdef const uint8_t *ip
@@ -267,7 +267,7 @@ cdef class XdpIpPacketSocket(XdpSocket):
             except UnresolvedError as error:
                 self.unresolved = error
                 batch.accept(total)
-                self._kick()
+                self.ring_doorbell()
                 raise SendError(f"cannot send packet {total} to {error.destination}: {error.reason.text}",
                                 errno.EHOSTUNREACH, accepted=total) from error
             return self.end_send(batch, &outcome, total)

@@ -24,7 +24,7 @@ from libc.string cimport memset
 
 from fast_socket.core.frames cimport FramePool, put_frame
 from fast_socket.core.memory cimport Region
-from fast_socket.xdp.ring cimport address_at, available, load_acquire, room, store_release
+from fast_socket.xdp.ring cimport Ring, address_at, available, load_acquire, room, store_release
 
 from fast_socket.core.errors import ConfigError, DeviceError
 
@@ -105,27 +105,37 @@ cdef class Queue(Descriptor):
     cdef void refill(self) noexcept nogil:
         """Give every free receive frame to FILL, as far as it has room. GIL held."""
         cdef uint32_t i, frame, count = room(&self.fill, self.pool.rx_free)
+        cdef Ring fill = self.fill
+        cdef uint32_t *stack = self.pool.rx_stack + self.pool.rx_free
+        cdef uint32_t *places = self.umem.places
+        cdef uint32_t filled = self.filled, shift = self.umem.shift
         if count == 0:
             return
         for i in range(count):
-            self.pool.rx_free -= 1
-            frame = self.pool.rx_stack[self.pool.rx_free]
-            self.umem.places[frame] = self.filled
-            address_at(&self.fill, self.fill.ours + i)[0] = <uint64_t> frame << self.umem.shift
+            stack -= 1
+            frame = stack[0]
+            places[frame] = filled
+            address_at(&fill, fill.ours + i)[0] = <uint64_t> frame << shift
+        self.pool.rx_free -= count
         self.fill.ours += count
         store_release(self.fill.producer, self.fill.ours)
 
     cdef uint32_t drain(self) noexcept nogil:
         """Bring frames home that the device has sent; returns how many. GIL held."""
         cdef uint32_t i, frame, count = available(&self.completion, self.completion.size), home = 0
+        cdef Ring completion = self.completion
+        cdef uint32_t *places = self.umem.places
+        cdef uint64_t address, memory = <uint64_t> self.umem.frames << self.umem.shift
+        cdef uint32_t sent = self.sent, shift = self.umem.shift
         if count == 0:
             return 0
         for i in range(count):
-            frame = frame_at(self.umem, address_at(&self.completion, self.completion.ours + i)[0])
-            if frame == self.umem.frames or self.umem.places[frame] != self.sent:
+            address = address_at(&completion, completion.ours + i)[0]
+            frame = <uint32_t> (address >> shift)
+            if address >= memory or places[frame] != sent:
                 self.counters.bad_descriptors += 1
                 continue
-            self.umem.places[frame] = HOME
+            places[frame] = HOME
             put_frame(self.pool, frame)
             home += 1
         self.completion.ours += count

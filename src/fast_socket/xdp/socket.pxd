@@ -66,6 +66,7 @@ cdef class XdpSocket:
                               uint32_t end) noexcept nogil
     cdef void give(self, Queue queue, Slots *slots, uint32_t slot, uint32_t pieces, uint32_t at) noexcept nogil
     cdef object choose_router(self)
+    cdef int ring_doorbell(self) except -1
     cdef int check_batch(self, Batch batch, bint transmit) except -1
     cdef uint32_t begin_receive(self, RecvBatch batch) except? 0xFFFFFFFF
     cdef int end_receive(self, RecvBatch batch, uint32_t count) except -1

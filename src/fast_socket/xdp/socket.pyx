@@ -163,17 +163,18 @@ cdef class XdpSocket:
         `drain_tx_completions`."""
         self.queue.enter()
         try:
-            self._kick()
+            self.ring_doorbell()
             self.queue.report()
         finally:
             self.queue.leave()
 
-    def _kick(self):
+    cdef int ring_doorbell(self) except -1:
         cdef int error
         with nogil:
             error = self.queue.kick()
         if error:
             self.queue.pending_error = error
+        return 0
 
     def queue_stats(self):
         """Counters of the queue since it was opened: a `RawDeviceStats`. After `close`, the last that are known."""
@@ -347,7 +348,7 @@ cdef class XdpSocket:
         batch.accept(total)
         if outcome.stop == RING_FULL or outcome.stop == NO_FRAMES:
             self.would_block += 1
-        self._kick()
+        self.ring_doorbell()
         self.queue.drain()
         if outcome.stop < REFUSED:
             return total

@@ -29,14 +29,16 @@ cdef class XdpUdpSocket(XdpSocket):
     cdef bint timestamps
     cdef bint any_host
     cdef uint8_t local_host[16]
+    cdef uint32_t local_v4          # the same as words, to compare in one step
+    cdef uint64_t local_v6[2]
     cdef uint8_t ports[8192]        # a bit per port, by the port in network byte order
     cdef bint identify              # datagrams may be fragmented on their way, so that each needs an identification
     cdef uint32_t scope             # for link-local sources
     cdef uint16_t identification
 
     cdef int adopt(self, object options) except -1
+    cdef object send_batch(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint)
     cdef int resolve_endpoint(self, XdpUdpEndpoint endpoint) except -1
-    cdef bint is_for_us(self, const uint8_t *ip, bint packet_v6) noexcept nogil
     cdef void write_columns(self, Slots *slots, uint32_t slot, const uint8_t *frame, const Parsed *parsed,
                             bint whole) noexcept nogil
     cdef void transmit(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t first,

@@ -26,12 +26,12 @@ from fast_socket.core.frames cimport Geometry, NO_FRAME, Slots, chunk_end, packe
 from fast_socket.xdp.batch cimport XdpUdpRecvBatch, XdpUdpTxBatch
 from fast_socket.xdp.header_table cimport HeaderTable, Key, find, key_of
 from fast_socket.xdp.headers cimport (
-    ACCEPTED, IPV4, IPV6, MOST_HEADER, OTHER_ADDRESS, OTHER_PORT, PROTOCOL_UDP, UDP, Header, Parsed, Verdict,
-    add_words, finish_sums, fold, load16, parse_udp, pseudo_sum, store16, udp_checksum_status, write_v4,
+    ACCEPTED, ETHERNET, IPV4, IPV6, MOST_HEADER, OTHER_ADDRESS, OTHER_PORT, PROTOCOL_UDP, UDP, Header, Parsed, Verdict,
+    add_words, finish_sums, fold, load16, parse_udp, plain_udp_v4, pseudo_sum, store16, udp_checksum_status, write_v4,
     write_v6,
 )
-from fast_socket.xdp.queue cimport HOME, Queue, frame_at
-from fast_socket.xdp.ring cimport CONTINUED, Desc, available, desc_at, prefetch, store_release
+from fast_socket.xdp.queue cimport HOME, Queue
+from fast_socket.xdp.ring cimport CONTINUED, Desc, Ring, available, desc_at, prefetch, store_release
 from fast_socket.xdp.socket cimport (
     DONE, NO_DESTINATION, NO_FRAMES, OUTSIDE_FRAME, RING_FULL, TOO_LARGE, UNKNOWN_DESTINATION, WRONG_LENGTH, Outcome,
     XdpSocket, add_pieces,
@@ -142,6 +142,8 @@ cdef class XdpUdpSocket(XdpSocket):
         memset(self.local_host, 0, 16)
         if not self.any_host:
             write_host(self.local_host, options.source_v6 is not None, options.host, "local")
+        memcpy(&self.local_v4, self.local_host, 4)
+        memcpy(self.local_v6, self.local_host, 16)
         memset(self.ports, 0, sizeof(self.ports))
         for number in options.ports:
             port = htons(number)
@@ -259,15 +261,6 @@ cdef class XdpUdpSocket(XdpSocket):
         self.end_receive(batch, count)
         return count
 
-    cdef bint is_for_us(self, const uint8_t *ip, bint packet_v6) noexcept nogil:
-        cdef uint32_t i
-        if packet_v6 != (self.v6 and not self.v4):
-            return False
-        for i in range(16 if packet_v6 else 4):
-            if ip[(24 if packet_v6 else 16) + i] != self.local_host[i]:
-                return False
-        return True
-
     cdef void write_columns(self, Slots *slots, uint32_t slot, const uint8_t *frame, const Parsed *parsed,
                             bint whole) noexcept nogil:
         """The metadata that the socket was built to deliver. The checksum of a packet in pieces stays unknown."""
@@ -306,16 +299,16 @@ cdef class XdpUdpSocket(XdpSocket):
         `SendError` with `accepted`, and is then the first pending one. Raises `Error` when closed, `BufferError` while
         packets are viewed, `ConfigError` for a batch of another socket, `DeviceError`.
         """
-        return self._send(batch, None)
+        return self.send_batch(batch, None)
 
     def send_to(self, XdpUdpEndpoint endpoint not None, XdpUdpTxBatch batch not None):
         """As `send`, every packet to one prepared endpoint: its address, metadata and segment size hold, those in the
         batch do not count."""
         if endpoint.table is not self.table:
             raise ConfigError("this endpoint was prepared by another socket: prepare one with this socket")
-        return self._send(batch, endpoint)
+        return self.send_batch(batch, endpoint)
 
-    def _send(self, XdpUdpTxBatch batch not None, XdpUdpEndpoint endpoint):
+    cdef object send_batch(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint):
         cdef Outcome outcome
         cdef uint32_t total = 0, slot
         cdef const uint8_t *record
@@ -347,7 +340,7 @@ cdef class XdpUdpSocket(XdpSocket):
                     self.held += 1
                     return 0
                 batch.accept(total)
-                self._kick()
+                self.ring_doorbell()
                 raise SendError(f"cannot send packet {total} to {error.destination}: {error.reason.text}",
                                 errno.EHOSTUNREACH, accepted=total) from error
             return self.end_send(batch, &outcome, total)
@@ -557,14 +550,20 @@ cdef inline void write_peer(XdpUdpSocket self, Slots *slots, uint32_t slot, cons
 
 
 cdef inline Verdict admit(XdpUdpSocket self, const uint8_t *data, const Parsed *parsed, const bint v6) noexcept nogil:
-    """The filter on local ports and address."""
+    """The filter on local ports and address. A socket with an address has one family."""
     cdef uint16_t port
+    cdef uint32_t host
+    cdef uint64_t halves[2]
     memcpy(&port, data + parsed.transport + 2, 2)
     if not self.ports[port >> 3] & 1 << (port & 7):
         return OTHER_PORT
-    if not self.any_host and not self.is_for_us(data + parsed.ip, v6 and parsed.v6):
-        return OTHER_ADDRESS
-    return ACCEPTED
+    if self.any_host:
+        return ACCEPTED
+    if v6 and parsed.v6:
+        memcpy(halves, data + parsed.ip + 24, 16)
+        return ACCEPTED if halves[0] == self.local_v6[0] and halves[1] == self.local_v6[1] else OTHER_ADDRESS
+    memcpy(&host, data + parsed.ip + 16, 4)
+    return ACCEPTED if host == self.local_v4 else OTHER_ADDRESS
 
 
 cdef uint32_t receive_pieces(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch batch) noexcept nogil:
@@ -601,25 +600,28 @@ cdef uint32_t receive_pieces(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch bat
 
 cdef inline uint32_t receive(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch batch, const bint v4, const bint v6,
                              const bint plain) noexcept nogil:
-    cdef Slots *slots = &batch.slots
+    # Copies of what no store in the loop can change, as the compiler cannot know.
+    cdef Slots slots = batch.slots
+    cdef Ring rx
     cdef uint32_t *places = queue.umem.places
     cdef uint8_t *base = queue.pool.base
-    cdef uint8_t *data
     cdef Desc *desc
     cdef Parsed parsed
     cdef Verdict verdict
-    cdef uint64_t address, total_bytes = 0
+    cdef uint64_t address, total_bytes = 0, memory = <uint64_t> queue.umem.frames << queue.umem.shift
     cdef uint32_t capacity = batch.capacity, filled = queue.filled, chunk = queue.umem.chunk_size
-    cdef uint32_t out = 0, i, count, frame, length
+    cdef uint32_t shift = queue.umem.shift, out = 0, i, count, frame, length, size
+    cdef bint takes_v4 = v4 and (not v6 or self.v4), takes_v6 = v6 and self.v6
     while out < capacity:
         count = available(&queue.rx, capacity - out)
         if count == 0:
             break
+        rx = queue.rx
         for i in range(count):
-            desc = desc_at(&queue.rx, queue.rx.ours + i)
+            desc = desc_at(&rx, rx.ours + i)
             address, length = desc.address, desc.length
-            frame = frame_at(queue.umem, address)
-            if frame == queue.umem.frames or places[frame] != filled:
+            frame = <uint32_t> (address >> shift)
+            if address >= memory or places[frame] != filled:
                 queue.counters.bad_descriptors += 1
                 continue
             places[frame] = HOME
@@ -627,13 +629,27 @@ cdef inline uint32_t receive(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch bat
                 queue.counters.bad_descriptors += 1
                 put_frame(queue.pool, frame)
                 continue
-            if i + PREFETCH_AHEAD < count:
-                prefetch(base + (desc_at(&queue.rx, queue.rx.ours + i + PREFETCH_AHEAD).address
-                                 & (<uint64_t> queue.umem.frames * chunk - 1)))
-            data = base + address
-            verdict = parse_udp(data, length, length, &parsed, v4 and (not v6 or self.v4), v6 and self.v6)
+            # A hostile address is not looked at: a prefetch of nowhere does nothing.
+            prefetch(base + desc_at(&rx, rx.ours + i + PREFETCH_AHEAD).address)
+            if takes_v4 and plain:
+                size = plain_udp_v4(base + address, length)
+                if size:
+                    parsed.ip, parsed.transport, parsed.v6 = ETHERNET, ETHERNET + IPV4, False
+                    verdict = admit(self, base + address, &parsed, False)
+                    if verdict == ACCEPTED:
+                        slots.frames[out] = frame
+                        slots.offsets[out] = address + (ETHERNET + IPV4 + UDP)
+                        slots.lengths[out] = size - UDP
+                        total_bytes += size - UDP
+                        write_peer(self, &slots, out, base + address, &parsed, v6)
+                        out += 1
+                    else:
+                        self.verdicts[<int> verdict] += 1
+                        put_frame(queue.pool, frame)
+                    continue
+            verdict = parse_udp(base + address, length, length, &parsed, takes_v4, takes_v6)
             if verdict == ACCEPTED:
-                verdict = admit(self, data, &parsed, v6)
+                verdict = admit(self, base + address, &parsed, v6)
             if verdict != ACCEPTED:
                 self.verdicts[<int> verdict] += 1
                 put_frame(queue.pool, frame)
@@ -642,9 +658,9 @@ cdef inline uint32_t receive(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch bat
             slots.offsets[out] = address + parsed.payload
             slots.lengths[out] = parsed.end - parsed.payload
             total_bytes += parsed.end - parsed.payload
-            write_peer(self, slots, out, data, &parsed, v6)
+            write_peer(self, &slots, out, base + address, &parsed, v6)
             if not plain:
-                self.write_columns(slots, out, data, &parsed, True)
+                self.write_columns(&slots, out, base + address, &parsed, True)
             out += 1
         queue.rx.ours += count
         store_release(queue.rx.consumer, queue.rx.ours)
@@ -662,7 +678,9 @@ cdef inline void build(XdpUdpSocket self, Queue queue, XdpUdpTxBatch batch, cons
 
     `v6` also stands for "perhaps IPv4": a header knows what it is.
     """
-    cdef Slots *slots = &batch.slots
+    # Copies of what no store in the loop can change, as the compiler cannot know.
+    cdef Slots slots = batch.slots
+    cdef Ring tx
     cdef Geometry geometry = queue.pool.geometry
     cdef uint32_t *places = queue.umem.places
     cdef uint8_t *base = queue.pool.base
@@ -673,9 +691,10 @@ cdef inline void build(XdpUdpSocket self, Queue queue, XdpUdpTxBatch batch, cons
     cdef Key key, last
     cdef uint64_t offset, bytes_sent = 0
     cdef uint32_t slot = first, tail = batch.tail, frame, length, size, ip_size, used, sent = 0
-    cdef uint32_t most = queue.sendable(queue.tx.size)
+    cdef uint32_t most = queue.sendable(queue.tx.size), mark = queue.sent, singles = 0
     cdef uint16_t port = 0
     cdef bint known = False
+    tx = queue.tx
     outcome.stop = DONE
     last.high = last.low = 0
     while slot < tail:
@@ -736,18 +755,19 @@ cdef inline void build(XdpUdpSocket self, Queue queue, XdpUdpTxBatch batch, cons
         else:
             write_v4(payload, length, header, port, checksum)
         if not plain:
-            self.rewrite(NULL if to_endpoint else slots, slot, payload, header)
+            self.rewrite(NULL if to_endpoint else &slots, slot, payload, header)
             self.sum_again(payload, length, header, add_words(payload, length, 0))
-        desc = desc_at(&queue.tx, queue.tx.ours + sent)
+        desc = desc_at(&tx, tx.ours + sent)
         desc.address = offset - header.size
         desc.length = header.size + length
         desc.options = 0
-        places[frame] = queue.sent
+        places[frame] = mark
         slots.frames[slot] = NO_FRAME
         bytes_sent += length
         sent += 1
         slot += 1
-        self.datagrams_sent += 1
+        singles += 1
+    self.datagrams_sent += singles
     queue.tx.ours += sent
     queue.outstanding += sent
     queue.counters.tx_packets += sent

@@ -14,6 +14,14 @@ from examples import _cli
 NUMBER = struct.Struct(">Q")
 
 
+def percentiles(samples: list[int]) -> dict[str, int | None]:
+    """By nearest rank: the smallest sample that so many percent do not exceed."""
+    return {
+        name: int(np.percentile(samples, percent, method="inverted_cdf")) if samples else None
+        for name, percent in {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}.items()
+    }
+
+
 def ping(
     dest: _cli.Dest,
     payload_len: Annotated[int, typer.Option(min=NUMBER.size, max=65_507, help="Bytes in each datagram.")] = 64,
@@ -64,9 +72,5 @@ def ping(
         errors=errors,
         seconds=round(seconds, 6),
         payload_len=payload_len,
-        # Nearest rank: the smallest sample that so many percent do not exceed.
-        rtt_ns={
-            name: int(np.percentile(round_trips, percent, method="inverted_cdf")) if round_trips else None
-            for name, percent in {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}.items()
-        },
+        rtt_ns=percentiles(round_trips),
     )

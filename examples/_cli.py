@@ -57,11 +57,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as t
 Progress = Annotated[bool, typer.Option("--progress", help="With --json: also a line of progress 4 times a second.")]
 
 
-def require_os(mode: Mode) -> None:
-    if mode is Mode.XDP:
-        raise fs.CapabilityError(
-            "this version of fast_socket has no AF_XDP backend yet: --mode xdp arrives with it; use --mode os"
-        )
+def home(sock: fs.XdpUdpSocket[Any], seconds: float = 1.0) -> None:
+    """Wait until the device has given back what was sent, as long as that takes at the most."""
+    until = time.perf_counter() + seconds
+    while sock.queue_stats().outstanding and time.perf_counter() < until:
+        sock.notify_tx()
+        sock.drain_tx_completions()
 
 
 class Run:

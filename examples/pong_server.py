@@ -2,8 +2,9 @@
 
     python examples/pong_server.py --device eth0 --target 192.0.2.10:9000
 
-It listens on the target's address where that is this host's, else on the device's, on the target's port. All sockets
-share the port; the kernel hands each packet to the one whose CPU the packet arrived on, so it never changes CPUs.
+It listens on the target's address where that is this host's, else on the device's, on the target's port. In os mode all
+sockets share the port; the kernel hands each packet to the one whose CPU the packet arrived on, so it never changes
+CPUs. With ``--mode xdp`` each socket is an AF_XDP queue of the device, and one XDP program redirects to all of them.
 """
 
 import sys
@@ -11,7 +12,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,9 +27,12 @@ MAX_DATAGRAM = 65_535  # a coalesced packet can be as large
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
+Socket = fs.UdpSocket[Any, Any, fs.WaitDriver, Any]
+
+
 @dataclass
 class Worker:
-    sock: fs.OsUdpSocket[fs.WaitDriver]
+    sock: Socket
     cpu: int
     received: int = 0
     refused: int = 0
@@ -36,7 +40,7 @@ class Worker:
     last: float = 0.0
 
 
-def reflect(sock: fs.OsUdpSocket[fs.WaitDriver], rx: fs.OsRecvBatch, tx: fs.OsTxBatch, run: _cli.Run) -> int:
+def reflect(sock: Socket, rx: fs.RecvBatch, tx: fs.TxBatch, run: _cli.Run) -> int:
     """Send back what was received, without a copy; returns how many packets the kernel refused to send."""
     refused = 0
     tx.take_from(rx)
@@ -64,6 +68,17 @@ def serve(me: Worker, workers: list[Worker], run: _cli.Run) -> None:
             me.first = me.first or me.last
 
 
+def open_os(queue: fs.QueueAffinity, address: tuple[str, int], *, gro: bool) -> Socket:
+    layout = fs.BufferLayout(payload_capacity=MAX_DATAGRAM if gro else 2048)
+    return fs.OsUdpSocket.bind(
+        address, reuse_port=True, incoming_cpu=queue.cpu, gro=gro, rx_layout=layout, rx_frames=2 * BATCH
+    )
+
+
+def open_xdp(queue: fs.QueueAffinity, device: str, address: tuple[str, int], program: fs.XdpProgram) -> Socket:
+    return fs.XdpUdpSocket.open(device, queue.queue, local=address, program=program)
+
+
 @app.command(help=__doc__)
 def pong_server(
     device: _cli.Device,
@@ -75,22 +90,19 @@ def pong_server(
     as_json: _cli.AsJson = False,
     progress: _cli.Progress = False,
 ) -> None:
-    _cli.require_os(mode)
     run = _cli.Run(
         "pong_server", count=count, duration_ms=duration_ms, default_ms=None, as_json=as_json, progress=progress
     )
     queues = fs.device_queue_affinity(device)
     address = _cli.local_address(device, target)
-    layout = fs.BufferLayout(payload_capacity=MAX_DATAGRAM if gro else 2048)
-    workers = [
-        Worker(
-            fs.OsUdpSocket.bind(
-                address, reuse_port=True, incoming_cpu=queue.cpu, gro=gro, rx_layout=layout, rx_frames=2 * BATCH
-            ),
-            queue.cpu,
-        )
-        for queue in queues
-    ]
+    if mode is _cli.Mode.OS:
+        open_one = partial(open_os, address=address, gro=gro)
+    else:
+        # One program for all: it stays attached as long as this process lives.
+        program = fs.XdpProgram.load(fs.XdpFilter(addresses=(address[0],), ports=frozenset({address[1]})))
+        program.attach(device)
+        open_one = partial(open_xdp, device=device, address=address, program=program)
+    workers = [Worker(open_one(queue), queue.cpu) for queue in queues]
 
     def total(counter: str) -> int:
         return sum(getattr(worker.sock.stats(), counter) or 0 for worker in workers)

@@ -11,12 +11,15 @@ from rich.progress import Progress
 from rich.table import Table
 
 import fast_socket as fs
-from benchmarks import figures, machine
-from benchmarks.figures import FIGURES, Ends, Figure, Sample
+from benchmarks import figures, machine, xdp_peers
+from benchmarks.figures import FIGURES as OS_FIGURES
+from benchmarks.figures import Ends, Figure, Sample
 from benchmarks.processes import ROOT
+from benchmarks.xdp_figures import XDP_FIGURES
 from examples import _cli
 from fast_socket import lab
 
+FIGURES = (*OS_FIGURES, *XDP_FIGURES)
 RESULTS = ROOT / "benchmarks" / "results"
 SUMMARY = ROOT / "benchmarks" / "RESULTS.md"
 OURS = "fast_socket"
@@ -57,9 +60,9 @@ def bench(
         "cpus": [cpus[0], cpus[-1]],
         "figures": {},
     }
-    with lab.two_hosts() as (near, far), Progress(console=console, transient=True) as progress:
+    with lab.two_hosts(static_neighbors=True) as (near, far), Progress(console=console, transient=True) as progress:
         ends = Ends(near, far, str(far.interface.ipv4), cpus[0], cpus[-1])
-        absent = figures.missing_programs()
+        absent = figures.missing_programs() | ({"dpdk-testpmd txonly"} if xdp_peers.testpmd_unavailable() else set())
         for figure in chosen:
             present = {name: run for name, run in figure.contenders.items() if name not in absent}
             task = progress.add_task(figure.key, total=rounds * len(present))

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import fast_socket as fs
-from fast_socket.xdp import sim
 
 BATCH = 64
 WARM_UP = 4  # batches before counting: lazily made columns, the symbols of the C library
@@ -101,8 +100,8 @@ def simulated(
 ) -> None:
     """The same steps over a simulated device. Its wire is paused while it is sent to, so that what the kernel would do
     is done outside of what is counted."""
-    wire = sim.Wire()
-    devices = [sim.SimulatedDevice(wire, addresses=[f"{host}/{64 if ':' in host else 24}"]) for host in hosts]
+    wire = fs.Wire()
+    devices = [fs.SimulatedDevice(wire, addresses=[f"{host}/{64 if ':' in host else 24}"]) for host in hosts]
     with (
         fs.XdpUdpSocket.open(devices[0], local=(hosts[0], 7000), metadata=metadata) as client,
         fs.XdpUdpSocket.open(devices[1], local=(hosts[1], 9000), metadata=metadata) as server,

@@ -1,4 +1,4 @@
-"""The comparisons of AF_XDP: our tools against C loops over libxdp and dpdk-testpmd. Copy mode over veth, native XDP."""
+"""The comparisons of AF_XDP: our tools, C loops over libxdp, dpdk-testpmd. Copy mode over veth, native XDP."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ def our_blast(ends: Ends, seconds: float) -> Report:
 
 
 def our_receiver(ends: Ends, tool: str, wait: str, sender: Callable[[], Report | str]) -> Report:
-    argv = [*OURS, tool, "--iface", ends.far.interface.name, "--bind", ends.target, "--wait", wait, "--json"]
+    argv = [*OURS, tool, "--device", ends.far.interface.name, "--bind", ends.target, "--wait", wait, "--json"]
     receiver = ends.receiver([*argv, *milliseconds(LIMIT)])
     sent = checked(sender())
     return {**receiver.stop(), "peer": sent}
@@ -55,12 +55,12 @@ def received_by(run: Callable[[Ends, Callable[[], Report | str]], Report | str])
     return measure
 
 
-def round_trip(percentile: str, wait: str, *, ours: bool) -> Measure:
+def round_trip(percentile: str, wait: xdp_peers.Wait, *, ours: bool) -> Measure:
     """Nanoseconds, one datagram outstanding, the same kind of tool at both ends."""
 
     def measure(ends: Ends, seconds: float) -> Sample:
         if ours:
-            argv = [*OURS, "xdp-ping", "--iface", ends.near.interface.name, "--dest", ends.target, "--wait", wait]
+            argv = [*OURS, "xdp-ping", "--device", ends.near.interface.name, "--dest", ends.target, "--wait", wait]
             argv += ["--payload-len", str(PAYLOAD_LEN), "--json", *milliseconds(seconds)]
             report = our_receiver(ends, "xdp-pong", wait, lambda: ends.sender(argv).report(seconds + LIMIT))["peer"]
         else:
@@ -71,7 +71,7 @@ def round_trip(percentile: str, wait: str, *, ours: bool) -> Measure:
     return measure
 
 
-def bounce(wait: str, percentile: str) -> Figure:
+def bounce(wait: xdp_peers.Wait, percentile: str) -> Figure:
     return Figure(
         f"xdp-ping-{wait}-{percentile}",
         f"AF_XDP: round trip, both ends {'sleeping in poll' if wait == 'poll' else 'spinning'} ({percentile})",
@@ -93,8 +93,8 @@ XDP_FIGURES = (
         "M packets/s",
         {
             "fast_socket": sent_by(our_blast),
-            "C loop": sent_by(lambda ends, seconds: xdp_peers.c_blast(ends, seconds)),
-            "dpdk-testpmd txonly": sent_by(lambda ends, seconds: xdp_peers.testpmd_txonly(ends, seconds)),
+            "C loop": sent_by(xdp_peers.c_blast),
+            "dpdk-testpmd txonly": sent_by(xdp_peers.testpmd_txonly),
         },
         targets={"C loop": 1.0, "dpdk-testpmd txonly": 1.0},
         scale=1e-6,
@@ -105,7 +105,7 @@ XDP_FIGURES = (
         "M packets/s",
         {
             "fast_socket": received_by(lambda ends, sender: our_receiver(ends, "xdp-count", "spin", sender)),
-            "C loop": received_by(lambda ends, sender: xdp_peers.c_count(ends, sender)),
+            "C loop": received_by(xdp_peers.c_count),
         },
         targets={"C loop": 1.0},
         scale=1e-6,

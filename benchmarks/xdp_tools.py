@@ -21,11 +21,11 @@ def driver_of(wait: _cli.Wait) -> type[fs.WaitDriver] | type[fs.BusyPollDriver]:
 
 def open_queue(device: str, queue: int, local: tuple[str, int], wait: _cli.Wait) -> fs.XdpUdpSocket[fs.WaitDriver]:
     """The driver decides the type; what both can do is enough here."""
-    return fs.XdpUdpSocket.open(device, queue, local=local, driver=driver_of(wait))  # type: ignore[type-var,return-value]
+    return fs.XdpUdpSocket.open(device, queue, local=local, driver=driver_of(wait))  # type: ignore[arg-type]
 
 
 def count(
-    iface: _cli.Device,
+    device: _cli.Device,
     bind: _cli.Bind,
     queue: Queue = 0,
     batch: Batch = 64,
@@ -42,7 +42,7 @@ def count(
     if cpu is not None:
         fs.pin_current_thread(cpu)
     received, first, last = 0, 0.0, 0.0
-    with open_queue(iface, queue, fs.parse_address(bind), wait) as sock, run.live(received=lambda: received):
+    with open_queue(device, queue, fs.parse_address(bind), wait) as sock, run.live(received=lambda: received):
         rx = sock.recv_batch(batch)
         run.ready()
         before = os.times()
@@ -65,7 +65,7 @@ def count(
 
 
 def pong(
-    iface: _cli.Device,
+    device: _cli.Device,
     bind: _cli.Bind,
     queue: Queue = 0,
     batch: Batch = 64,
@@ -82,7 +82,7 @@ def pong(
     if cpu is not None:
         fs.pin_current_thread(cpu)
     received, first, last = 0, 0.0, 0.0
-    with open_queue(iface, queue, fs.parse_address(bind), wait) as sock, run.live(received=lambda: received):
+    with open_queue(device, queue, fs.parse_address(bind), wait) as sock, run.live(received=lambda: received):
         rx, tx = sock.recv_batch(batch), sock.tx_batch(batch)
         run.ready()
         while run.going() and received < run.count:
@@ -105,7 +105,7 @@ def pong(
 
 
 def ping(
-    iface: _cli.Device,
+    device: _cli.Device,
     dest: _cli.Dest,
     queue: Queue = 0,
     payload_len: Annotated[int, typer.Option(min=NUMBER.size, max=1472, help="Bytes in each datagram.")] = 64,
@@ -123,8 +123,8 @@ def ping(
     clock = time.perf_counter_ns
     round_trips: list[int] = []
     attempts = 0
-    local = (_cli.local_address(iface, dest)[0], PING_PORT)
-    with open_queue(iface, queue, local, wait) as sock:
+    local = (_cli.local_address(device, dest)[0], PING_PORT)
+    with open_queue(device, queue, local, wait) as sock:
         peer = sock.prepare_udp_endpoint(fs.UdpEndpointSpec(remote=dest))
         rx, tx = sock.recv_batch(1), sock.tx_batch(1)
         payload = bytearray(payload_len)

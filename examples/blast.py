@@ -3,15 +3,15 @@
     python examples/blast.py --device eth0 --target 192.0.2.10:9000 --duration-ms 3000
 
 What makes it quick: the peer is prepared once, and a batch goes with one call. In os mode the socket is connected, so
-the kernel looks the route up once, and a frame holds as many datagrams as the kernel cuts from one large send (GSO). With
-``--mode xdp`` the same loop drives an AF_XDP queue: the headers are written here, the network stack is not passed.
+the kernel looks the route up once, and a frame holds as many datagrams as the kernel cuts from one large send (GSO).
+With ``--mode xdp`` the same loop drives an AF_XDP queue: the headers are written here, the network stack is not passed.
 """
 
 import sys
 import time
 from errno import EPERM
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
@@ -26,8 +26,7 @@ FRAMES = 32  # frames a call: enough that the call itself does not count
 PLAIN_BATCH = 64  # datagrams a call without GSO
 SOURCE_PORT = 50_000  # in xdp mode, where no kernel chooses one
 
-Tx = TypeVar("Tx", bound=fs.TxBatch)
-Endpoint = TypeVar("Endpoint")
+Socket = fs.UdpSocket[Any, Any, fs.WaitDriver, Any]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -56,7 +55,7 @@ def open_socket(
 
 
 def blast_through(
-    sock: fs.UdpSocket[Any, Tx, fs.WaitDriver, Endpoint],
+    sock: Socket,
     target: str,
     run: _cli.Run,
     *,
@@ -107,7 +106,7 @@ def blast(
     gso = gso and mode is _cli.Mode.OS
     segments = max(1, min(MAX_SEGMENTS, MAX_LARGE_SEND // payload_len, batch or MAX_SEGMENTS)) if gso else 1
     frames = max(1, (batch or (FRAMES * segments if gso else PLAIN_BATCH)) // segments)
-    sock: fs.OsUdpSocket[fs.WaitDriver] | fs.XdpUdpSocket[fs.WaitDriver]
+    sock: Socket
     if mode is _cli.Mode.OS:
         gso_size = payload_len if gso else 0
         sock = open_socket(
@@ -120,7 +119,7 @@ def blast(
     with sock, run.live(sent=lambda: sock.stats().sent):
         errors = blast_through(sock, target, run, payload_len=payload_len, segments=segments, frames=frames)
         seconds = time.perf_counter() - run.start
-        more = {}
+        more: dict[str, Any] = {}
         if isinstance(sock, fs.XdpUdpSocket):
             _cli.home(sock)
             device_stats = sock.queue_stats()

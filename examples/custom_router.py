@@ -2,12 +2,13 @@
 
     python examples/custom_router.py --device eth0 --target 192.0.2.10:9000 --mac 02:00:00:00:00:02
 
-Sends a datagram of 64 bytes a second through a router that has one answer for everything: this device, that MAC address.
+Sends a datagram of 64 bytes a second through a router that has one answer for everything: this device, that MAC.
 No kernel table is looked at, no neighbour asked for.
 """
 
 import sys
 import time
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 import fast_socket as fs
 from examples import _cli
-from fast_socket.core.routes import IpAddress
-from fast_socket.xdp.interface import Interface
 
 SOURCE_PORT = 50_000
 PAYLOAD = bytes(64)
@@ -34,7 +33,7 @@ class ConstantRouter:
     def __init__(self, egress: fs.Egress) -> None:
         self.egress = egress
 
-    def resolve(self, destination: IpAddress) -> fs.Egress | fs.Unresolved:
+    def resolve(self, destination: IPv4Address | IPv6Address) -> fs.Egress | fs.Unresolved:
         return self.egress
 
 
@@ -48,12 +47,12 @@ def custom_router(
     as_json: _cli.AsJson = False,
 ) -> None:
     run = _cli.Run("custom_router", count=count, duration_ms=duration_ms, default_ms=None, as_json=as_json)
-    facts = Interface.read(device)
+    facts = fs.XdpDevice(device)
     try:
         destination_mac = bytes.fromhex(mac.replace(":", ""))
     except ValueError:
         raise fs.ConfigError(f"--mac {mac!r}: give six bytes, as in 02:00:00:00:00:02") from None
-    router = ConstantRouter(fs.Egress(facts.index, facts.mac, destination_mac, facts.mtu))
+    router = ConstantRouter(fs.Egress(facts.ifindex, facts.mac, destination_mac, facts.mtu))
     local = (_cli.local_address(device, target)[0], SOURCE_PORT)
     with fs.XdpUdpSocket.open(device, local=local, router=router) as sock:
         tx = sock.tx_batch(1)

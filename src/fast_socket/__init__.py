@@ -44,8 +44,11 @@ from fast_socket.os import OsRecvBatch, OsTxBatch, OsUdpEndpoint, OsUdpOptions, 
 from fast_socket.xdp import (
     Egress,
     IpFamilies,
+    SimulatedDevice,
     UnresolvedError,
+    Wire,
     XdpCounters,
+    XdpDevice,
     XdpEgress,
     XdpFilter,
     XdpIpPacketSocket,
@@ -62,6 +65,7 @@ from fast_socket.xdp import (
     XdpUdpRouter,
     XdpUdpSocket,
     XdpUdpTxBatch,
+    umem_layouts,
 )
 
 __version__ = "0.1.0"
@@ -107,6 +111,7 @@ __all__ = [
     "RouteId",
     "RouteTable",
     "SendError",
+    "SimulatedDevice",
     "SocketId",
     "Support",
     "TxBatch",
@@ -120,7 +125,9 @@ __all__ = [
     "UnresolvedError",
     "WaitDriven",
     "WaitDriver",
+    "Wire",
     "XdpCounters",
+    "XdpDevice",
     "XdpEgress",
     "XdpFilter",
     "XdpIpPacketSocket",
@@ -144,4 +151,5 @@ __all__ = [
     "parse_cpu_list",
     "pin_current_thread",
     "pinned",
+    "umem_layouts",
 ]

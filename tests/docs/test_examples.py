@@ -97,6 +97,14 @@ def test_every_counter_is_in_the_table():
     assert first_column("os-backend.md", "## Counters") == set(fast_socket.UdpStats.__dataclass_fields__)
 
 
+def test_every_option_of_af_xdp_is_in_the_table():
+    assert first_column("af-xdp.md", "## Options") == {*fast_socket.XdpUdpOptions.__annotations__, "driver"}
+
+
+def test_every_counter_of_a_queue_is_in_the_table():
+    assert first_column("raw-device.md", "## Counters") == set(fast_socket.RawDeviceStats.__dataclass_fields__)
+
+
 def test_every_layout_field_is_in_the_table():
     assert first_column("buffers.md", "## Layout") == set(fast_socket.BufferLayout.__dataclass_fields__)
 

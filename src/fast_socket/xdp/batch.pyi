@@ -18,5 +18,6 @@ class XdpIpRecvBatch(RecvBatch):
 
 @final
 class XdpIpTxBatch(TxBatch):
+    def take_from(self, source: RecvBatch, *, reply: bool = False) -> int: ...
     @property
     def egresses(self) -> NDArray[np.uint32]: ...

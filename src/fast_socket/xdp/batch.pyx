@@ -10,6 +10,7 @@ from libc.string cimport memset
 from fast_socket.core.batch cimport RecvBatch, TxBatch
 from fast_socket.core.memory cimport Region
 
+from fast_socket.core.errors import ConfigError
 from fast_socket.core.metadata import ChecksumStatus, IpPacketRecvMeta
 
 
@@ -65,6 +66,12 @@ cdef class XdpIpTxBatch(TxBatch):
     cdef void clear_slots(self, uint32_t first, uint32_t count) noexcept:
         TxBatch.clear_slots(self, first, count)
         memset(self.egress + first, 0, 4 * <size_t> count)
+
+    def take_from(self, RecvBatch source not None, *, bint reply=False):
+        """As `TxBatch.take_from`, to each packet's own destination: an IP packet has no sender to go back to."""
+        if reply:
+            raise ConfigError("take_from(reply=True): IP packets go where their headers say; swap the addresses first")
+        return TxBatch.take_from(self, source, reply=False)
 
     @property
     def egresses(self):

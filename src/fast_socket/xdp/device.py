@@ -37,7 +37,8 @@ class Attachment:
 
 
 class XdpDevice:
-    """An interface of the calling thread's network namespace. Satisfies `RawDevice`. Raises `ConfigError` where there
+    """An interface of the calling thread's network namespace. A socket's `raw_device` adds its counters. Raises
+    `ConfigError` where there
     is none of this name."""
 
     def __init__(self, name: str) -> None:
@@ -118,6 +119,8 @@ class XdpDevice:
         if options.program is not None:
             if not isinstance(options.program, XdpProgram):
                 raise ConfigError(f"program is {options.program!r}: give an XdpProgram")
+            if options.wants_timestamps and not options.program.timestamps:
+                raise ConfigError("metadata asks for timestamps, but the program was loaded without timestamps=True")
             options.program.insert(queue, opened.fileno())
             return Attachment(options.program, queue, own=False)
         timestamps = options.wants_timestamps

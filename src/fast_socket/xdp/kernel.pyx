@@ -135,7 +135,7 @@ cdef class KernelQueue(Queue):
         memset(values, 0, sizeof(values))
         if getsockopt(self.fd, SOL_XDP, XDP_STATISTICS, values, &size) < 0:
             return (0,) * 6
-        # struct xdp_statistics: rx_dropped counts what found RX full or FILL empty too, from Linux 5.9 each apart.
+        # struct xdp_statistics: rx_dropped contains what found FILL empty, and not what found RX full (Linux 6.18).
         return values[0], values[1], values[2], values[3], values[4], values[5]
 
     def device_statistics(self):
@@ -193,7 +193,8 @@ cdef class KernelQueue(Queue):
             self.set_option(SOL_SOCKET, SO_BUSY_POLL, options.busy_poll, "busy_poll", "CAP_NET_ADMIN")
             self.polls = True
         if options.prefer_busy_poll:
-            self.set_option(SOL_SOCKET, SO_PREFER_BUSY_POLL, 1, "prefer_busy_poll", "Linux 5.11")
+            self.set_option(SOL_SOCKET, SO_PREFER_BUSY_POLL, 1, "prefer_busy_poll",
+                            "Linux 5.11 and CAP_NET_ADMIN")
         if options.busy_poll_budget is not None:
             self.set_option(SOL_SOCKET, SO_BUSY_POLL_BUDGET, options.busy_poll_budget, "busy_poll_budget",
                             "Linux 5.11 and CAP_NET_ADMIN")
@@ -240,6 +241,9 @@ cdef class KernelQueue(Queue):
             self.refuse(error, device, options)
         if getsockopt(self.fd, SOL_XDP, XDP_OPTIONS, &mode, &size) == 0:
             self.zero_copy = (mode & XDP_OPTIONS_ZEROCOPY) != 0
+        if options.mode == "zero_copy" and not self.zero_copy:
+            raise CapabilityError("this pool's first socket is in copy mode, and so are all others on it: open with "
+                                  "a pool of its own for mode='zero_copy'")
         self.copy, self.need_wakeup = not self.zero_copy, options.need_wakeup
         if self.umem.registered_fd < 0:
             self.umem.registered_fd = self.fd
@@ -257,6 +261,10 @@ cdef class KernelQueue(Queue):
             raise DeviceError(f"{device.name} is down: bring it up (ip link set {device.name} up)", error)
         if error == ENODEV or error == ENXIO:
             raise DeviceError(f"there is no device {device.name} any more", error)
+        if error == EINVAL and self.umem.registered_fd >= 0:
+            raise Error(f"{where} is taken by another socket on this pool, or cannot share its memory: use "
+                        f"another queue",
+                        error)
         if error in (EOPNOTSUPP, EINVAL, EPROTONOSUPPORT) and options.mode == "zero_copy":
             raise CapabilityError(f"{where}: its driver has no zero-copy mode (or not with these rings and chunks): "
                                   f"use mode='auto' or 'copy'", error)

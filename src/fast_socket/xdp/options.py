@@ -37,7 +37,7 @@ class XdpOptions(TypedDict, total=False):
     rx_layout: BufferLayout | None
     tx_layout: BufferLayout | None
     rx_frames: int
-    """Default 4096: FILL's 2048, and as many in batches and packets."""
+    """Default 4096. FILL takes as many as it has entries; those in batches and packets are missing there meanwhile."""
     tx_frames: int
     """Default 4096."""
     huge_pages: bool
@@ -86,7 +86,7 @@ class XdpOptions(TypedDict, total=False):
     busy_poll: int | None
     """SO_BUSY_POLL: microseconds."""
     prefer_busy_poll: bool
-    """SO_PREFER_BUSY_POLL (Linux 5.11). Default False."""
+    """SO_PREFER_BUSY_POLL (Linux 5.11, CAP_NET_ADMIN). Default False."""
     busy_poll_budget: int | None
     """SO_BUSY_POLL_BUDGET (Linux 5.11): packets per spin."""
 

@@ -297,7 +297,7 @@ class SimulatedDevice:
     """A network device on a `Wire`; give it to `XdpUdpSocket.open` or `XdpIpPacketSocket.open` in place of a name.
 
     `addresses` are "192.0.2.1/24" or "2001:db8::1/64" texts. Its router knows the addresses of every device on the
-    wire: there are no neighbours to wait for. Satisfies `RawDevice`.
+    wire: there are no neighbours to wait for.
     """
 
     zero_copy = False

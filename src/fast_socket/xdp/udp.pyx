@@ -90,7 +90,7 @@ cdef class XdpUdpEndpoint:
 cdef class XdpUdpSocket(XdpSocket):
     """UDP over one AF_XDP queue. Made by `open`; the keyword options are those of `XdpUdpOptions`.
 
-    Linux 5.10 or later, libbpf and CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF (or a program that somebody else attached).
+    Linux 5.18 or later, libbpf and CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF (or a program that somebody else attached).
     On a `SimulatedDevice` it needs nothing. Thread rules: any thread may call anything at any time. One batch serves
     one call at a time. `close` during a call of another thread takes effect at once for new calls, and for the mappings
     when that call returns.

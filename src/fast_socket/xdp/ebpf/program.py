@@ -340,6 +340,11 @@ class XdpProgram:
         return dict(self._fds)
 
     @property
+    def timestamps(self) -> bool:
+        """Whether each redirected frame has its receive time in front."""
+        return bool(CONFIG.unpack(self._library.lookup(self._fd("config"), ZERO, CONFIG.size))[5])
+
+    @property
     def device(self) -> str | None:
         """What it is attached to, under the name from then."""
         return os.fsdecode(self._settings().device.rstrip(b"\0")) if "link" in self._fds else None
@@ -568,7 +573,7 @@ def _not_attached(device: str, reasons: dict[XdpMode, OSError]) -> NoReturn:
     if error.errno in (errno.EBUSY, errno.EEXIST):
         raise DeviceError(
             f"another XDP program is attached to {device}: detach it (`ip link set dev {device} xdp off`) "
-            "or hand it over with XdpProgram.reuse",
+            "or hand it over with XdpProgram.reuse; sockets on several queues of a device share one program=",
             error.errno,
         ) from error
     if error.errno == errno.ENODEV:

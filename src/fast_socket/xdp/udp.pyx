@@ -424,7 +424,7 @@ cdef class XdpUdpSocket(XdpSocket):
                 write_v6(payload, length, header, port)
             else:
                 write_v4(payload, length, header, port, self.checksums)
-            if self.identify or (self.send_mask and port):
+            if self.identify or (port and (self.send_mask or slots.local_ports != NULL)):
                 self.rewrite(slots if port else NULL, slot, payload, header)
                 self.sum_again(payload, length, header, add_words(payload, length, 0))
             desc = desc_at(&queue.tx, queue.tx.ours + at + used)

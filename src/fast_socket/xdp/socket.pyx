@@ -296,7 +296,7 @@ cdef class XdpSocket:
                             f"with rx_frames", ENOBUFS)
         queue.wake_rx()
         queue.leave()
-        if count == 0 and (queue.pending_error or queue.counters.bad_descriptors):
+        if count == 0 and (queue.pending_error or queue.counters.bad_descriptors or queue.broken()):
             queue.report()
         return 0
 

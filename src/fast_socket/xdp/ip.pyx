@@ -287,6 +287,7 @@ cdef inline uint32_t receive(XdpIpPacketSocket self, Queue queue, XdpIpRecvBatch
     cdef Verdict verdict
     cdef uint64_t address, total_bytes = 0
     cdef uint32_t capacity = batch.capacity, filled = queue.filled, chunk = queue.umem.chunk_size
+    cdef uint32_t least = queue.pool.geometry.rx_reserved
     cdef uint32_t out = 0, i, count, frame, length
     while out < capacity:
         count = available(&queue.rx, capacity - out)
@@ -300,7 +301,7 @@ cdef inline uint32_t receive(XdpIpPacketSocket self, Queue queue, XdpIpRecvBatch
                 queue.counters.bad_descriptors += 1
                 continue
             places[frame] = HOME
-            if (address & (chunk - 1)) + length > chunk:
+            if (address & (chunk - 1)) + length > chunk or (address & (chunk - 1)) < least:
                 queue.counters.bad_descriptors += 1
                 put_frame(queue.pool, frame)
                 continue

@@ -28,5 +28,5 @@ cdef class XdpIpPacketSocket(XdpSocket):
 
     cdef object send_batch(self, XdpIpTxBatch batch, XdpEgress egress)
     cdef int resolve_egresses(self) except -1
-    cdef void write_columns(self, Slots *slots, uint32_t slot, const uint8_t *frame,
-                            const Parsed *parsed) noexcept nogil
+    cdef void write_columns(self, Slots *slots, uint32_t slot, const uint8_t *frame, const Parsed *parsed,
+                            bint whole) noexcept nogil

@@ -206,8 +206,9 @@ cdef class XdpIpPacketSocket(XdpSocket):
         return count
 
     cdef void write_columns(self, Slots *slots, uint32_t slot, const uint8_t *frame,
-                            const Parsed *parsed) noexcept nogil:
-        """The metadata that the socket was built to deliver. Of checksums it looks at UDP's."""
+                            const Parsed *parsed, bint whole) noexcept nogil:
+        """The metadata that the socket was built to deliver. Of checksums it looks at UDP's; that of a packet in pieces
+        stays unknown."""
         cdef Parsed udp
         if slots.times != NULL:
             memcpy(&slots.times[slot], frame - 8, 8)        # the program put it in front of the packet
@@ -215,7 +216,7 @@ cdef class XdpIpPacketSocket(XdpSocket):
             slots.vlan[slot] = parsed.vlan
         if slots.checksum != NULL:
             slots.checksum[slot] = 0
-            if (parsed.protocol == PROTOCOL_UDP
+            if (whole and parsed.protocol == PROTOCOL_UDP
                     and parse_udp(frame, parsed.end, parsed.end, &udp, True, True) == ACCEPTED):
                 slots.checksum[slot] = udp_checksum_status(frame, &udp)
 
@@ -285,6 +286,7 @@ cdef inline uint32_t receive(XdpIpPacketSocket self, Queue queue, XdpIpRecvBatch
     cdef Verdict verdict
     cdef uint64_t address, total_bytes = 0
     cdef uint32_t capacity = batch.capacity, filled = queue.filled, chunk = queue.umem.chunk_size
+    cdef uint32_t least = queue.pool.geometry.rx_reserved
     cdef uint32_t out = 0, i, count, frame, length
     while out < capacity:
         count = available(&queue.rx, capacity - out)
@@ -298,7 +300,7 @@ cdef inline uint32_t receive(XdpIpPacketSocket self, Queue queue, XdpIpRecvBatch
                 queue.counters.bad_descriptors += 1
                 continue
             places[frame] = HOME
-            if (address & (chunk - 1)) + length > chunk:
+            if (address & (chunk - 1)) + length > chunk or (address & (chunk - 1)) < least:
                 queue.counters.bad_descriptors += 1
                 put_frame(queue.pool, frame)
                 continue
@@ -313,7 +315,7 @@ cdef inline uint32_t receive(XdpIpPacketSocket self, Queue queue, XdpIpRecvBatch
             slots.lengths[out] = parsed.end - parsed.ip
             total_bytes += parsed.end - parsed.ip
             if not plain:
-                self.write_columns(slots, out, base + address, &parsed)
+                self.write_columns(slots, out, base + address, &parsed, True)
             out += 1
         queue.rx.ours += count
         store_release(queue.rx.consumer, queue.rx.ours)
@@ -338,7 +340,8 @@ cdef uint32_t receive_pieces(XdpIpPacketSocket self, Queue queue, XdpIpRecvBatch
             self.put_pieces(queue, slots, out, pieces)
             continue
         for i in range(out, out + pieces):
-            self.write_columns(slots, i, queue.pool.base + slots.offsets[out], &parsed)
+            self.write_columns(slots, i, queue.pool.base + slots.offsets[out], &parsed,
+                               parsed.end <= slots.lengths[out])
         pieces = self.trim_pieces(queue, slots, out, pieces, parsed.ip, parsed.end)
         queue.counters.rx_packets += 1
         queue.counters.rx_bytes += parsed.end - parsed.ip

@@ -120,7 +120,7 @@ def umem_layouts(
     tx = tx_layout or BufferLayout(payload_capacity=1)
     l2 = max(rx.l2_headroom, tx.l2_headroom, L2_HEADROOM)
     # A received frame starts behind the kernel's headroom and the caller's; its payload behind its headers.
-    received = XDP_HEADROOM + rx.headroom + max(LINK_OVERHEAD + (0 if rx_layout else mtu), 64 + rx.payload_capacity)
+    received = max(XDP_HEADROOM, l2) + rx.headroom + max(LINK_OVERHEAD + (0 if rx_layout else mtu), 64 + rx.payload_capacity)
     needed = max(received + rx.tailroom, l2 + tx.headroom + tx.payload_capacity + tx.tailroom,
                  0 if tx_layout else l2 + mtu)  # fmt: skip
     chunk = LEAST_CHUNK
@@ -319,7 +319,8 @@ class CheckedOptions:
     @staticmethod
     def rx_headroom(pool: FramePool) -> int:
         """What the UMEM leaves free before each received frame, beside the kernel's own headroom."""
-        return int(pool.rx_layout.headroom)
+        layout = pool.rx_layout
+        return int(layout.headroom) + max(int(layout.l2_headroom) - XDP_HEADROOM, 0)
 
     def make_pool(self, device: Any) -> FramePool:
         """The pool that was given, or one whose frames hold what the device delivers."""

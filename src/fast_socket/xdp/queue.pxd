@@ -50,6 +50,7 @@ cdef class Queue(Descriptor):
 
     cdef int join(self, FramePool pool) except -1
     cdef int report(self) except -1
+    cdef bint broken(self) noexcept nogil
     cdef void refill(self) noexcept nogil
     cdef uint32_t drain(self) noexcept nogil
     cdef uint32_t sendable(self, uint32_t wanted) noexcept nogil

@@ -96,11 +96,18 @@ cdef class Queue(Descriptor):
         if error:
             self.pending_error = 0
             raise DeviceError(f"the device behind this {self.what} refuses to work", error)
+        if self.broken():
+            raise DeviceError(f"the device behind this {self.what} moved an index past the end of its ring: close it")
         if self.counters.bad_descriptors and not self.bad_reported:
             self.bad_reported = True
             raise DeviceError(f"the device handed back {self.counters.bad_descriptors} descriptor(s) of frames that it "
                               f"does not have: they were dropped, and more will be counted in silence")
         return 0
+
+    cdef bint broken(self) noexcept nogil:
+        """Whether RX or COMPLETION claims more than it holds: nothing of it can be believed any more."""
+        return (self.rx.theirs - self.rx.ours > self.rx.size
+                or self.completion.theirs - self.completion.ours > self.completion.size)
 
     cdef void refill(self) noexcept nogil:
         """Give every free receive frame to FILL, as far as it has room. GIL held."""

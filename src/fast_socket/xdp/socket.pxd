@@ -36,7 +36,7 @@ cdef uint32_t add_pieces(const Slots *slots, const Geometry *geometry, uint32_t 
 
 
 cdef class XdpSocket:
-    cdef Queue queue
+    cdef readonly Queue queue
     cdef readonly FramePool pool
     cdef readonly object device
     cdef readonly object metadata

@@ -200,7 +200,7 @@ cdef class XdpSocket:
         """Move the frames of one packet from RX into slots from `out`, offsets and lengths those of the raw frames;
         returns how many there were, 0 where there is no packet, or no room for it. One that could never fit, or has a
         descriptor of a frame that the device does not have, is dropped. GIL held."""
-        cdef uint32_t count, chunk = queue.umem.chunk_size, i, frame
+        cdef uint32_t count, chunk = queue.umem.chunk_size, least = queue.pool.geometry.rx_reserved, i, frame
         cdef uint64_t address
         cdef Desc *desc
         cdef bint bad
@@ -225,7 +225,7 @@ cdef class XdpSocket:
                     frame, bad = NO_FRAME, True
                 else:
                     queue.umem.places[frame] = HOME
-                    if (address & (chunk - 1)) + desc.length > chunk:
+                    if (address & (chunk - 1)) + desc.length > chunk or (address & (chunk - 1)) < least:
                         queue.counters.bad_descriptors += 1
                         bad = True
                 if out + i < capacity:
@@ -312,7 +312,7 @@ cdef class XdpSocket:
                             f"with rx_frames", ENOBUFS)
         queue.wake_rx()
         queue.leave()
-        if count == 0 and (queue.pending_error or queue.counters.bad_descriptors):
+        if count == 0 and (queue.pending_error or queue.counters.bad_descriptors or queue.broken()):
             queue.report()
         return 0
 

@@ -417,7 +417,7 @@ cdef class XdpUdpSocket(XdpSocket):
                 write_v6(payload, length, header, port)
             else:
                 write_v4(payload, length, header, port, self.checksums)
-            if self.identify or (self.send_mask and port):
+            if self.identify or (port and (self.send_mask or slots.local_ports != NULL)):
                 self.rewrite(slots if port else NULL, slot, payload, header)
                 self.sum_again(payload, length, header, add_words(payload, length, 0))
             desc = desc_at(&queue.tx, queue.tx.ours + at + used)
@@ -612,6 +612,7 @@ cdef inline uint32_t receive(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch bat
     cdef uint32_t capacity = batch.capacity, filled = queue.filled, chunk = queue.umem.chunk_size
     cdef uint32_t shift = queue.umem.shift, out = 0, i, count, frame, length, size
     cdef bint takes_v4 = v4 and (not v6 or self.v4), takes_v6 = v6 and self.v6
+    cdef uint32_t least = queue.pool.geometry.rx_reserved
     while out < capacity:
         count = available(&queue.rx, capacity - out)
         if count == 0:
@@ -625,7 +626,7 @@ cdef inline uint32_t receive(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch bat
                 queue.counters.bad_descriptors += 1
                 continue
             places[frame] = HOME
-            if (address & (chunk - 1)) + length > chunk:
+            if (address & (chunk - 1)) + length > chunk or (address & (chunk - 1)) < least:
                 queue.counters.bad_descriptors += 1
                 put_frame(queue.pool, frame)
                 continue

@@ -120,7 +120,9 @@ def umem_layouts(
     tx = tx_layout or BufferLayout(payload_capacity=1)
     l2 = max(rx.l2_headroom, tx.l2_headroom, L2_HEADROOM)
     # A received frame starts behind the kernel's headroom and the caller's; its payload behind its headers.
-    received = max(XDP_HEADROOM, l2) + rx.headroom + max(LINK_OVERHEAD + (0 if rx_layout else mtu), 64 + rx.payload_capacity)
+    received = (
+        max(XDP_HEADROOM, l2) + rx.headroom + max(LINK_OVERHEAD + (0 if rx_layout else mtu), 64 + rx.payload_capacity)
+    )
     needed = max(received + rx.tailroom, l2 + tx.headroom + tx.payload_capacity + tx.tailroom,
                  0 if tx_layout else l2 + mtu)  # fmt: skip
     chunk = LEAST_CHUNK

@@ -1,4 +1,7 @@
-"""demo: the pong server on one host, the blaster and the ping tool on another, live."""
+"""demo: the pong server on one host, the blaster and the ping tool on another, live: OS sockets, then AF_XDP queues.
+
+Without two hosts it runs over loopback, and AF_XDP on a simulated device within this process.
+"""
 
 import signal
 import subprocess
@@ -37,6 +40,7 @@ class Hosts:
     client_device: str
     server_device: str
     target: str
+    modes: tuple[str, ...]
 
 
 def free_address() -> str:
@@ -49,18 +53,20 @@ def two_ends(loopback: bool) -> Iterator[Hosts]:
     reason = "asked for" if loopback else lab.why_unavailable()
     if reason:
         where = f"loopback of this machine (no two-host lab: {reason})"
-        yield Hosts(where, subprocess.Popen, subprocess.Popen, "lo", "lo", free_address())
+        yield Hosts(where, subprocess.Popen, subprocess.Popen, "lo", "lo", free_address(), ("os",))
         return
     with lab.two_hosts(queues=QUEUES) as (a, b):
         where = f"two hosts (network namespaces) joined by a veth link with {QUEUES} queues"
-        yield Hosts(where, a.popen, b.popen, a.interface.name, b.interface.name, f"{b.interface.ipv4}:{PORT}")
+        target = f"{b.interface.ipv4}:{PORT}"
+        yield Hosts(where, a.popen, b.popen, a.interface.name, b.interface.name, target, ("os", "xdp"))
 
 
 def demo(
     seconds: Annotated[float, typer.Option(min=0.2, max=15.0, help="How long traffic flows.")] = 8.0,
     loopback: Annotated[bool, typer.Option("--loopback", help="Over loopback, also as root.")] = False,
 ) -> None:
-    """The pong server on one host, the blaster and the ping tool on the other, with the rates of both ends."""
+    """The pong server on one host, the blaster and the ping tool on the other, with the rates of both ends: first over OS
+    sockets, then over AF_XDP queues."""
     console = _cli.console()
     stop: list[int] = []
 
@@ -74,7 +80,11 @@ def demo(
         console.print(f"fast_socket demo over {ends.where}")
         with ExitStack() as cleanup:
             try:
-                play(console, ends, seconds, rows, stop, cleanup)
+                for mode in ends.modes:
+                    if not stop:
+                        play(console, ends, mode, seconds / len(ends.modes), rows, stop, cleanup)
+                if "xdp" not in ends.modes and not stop:
+                    rows.append(("simulated", simulate(min(1.0, seconds / 4))))
             except ToolError:
                 if not stop:  # what was stopped before it began has no report
                     raise
@@ -86,6 +96,7 @@ def demo(
 def play(
     console: Console,
     ends: Hosts,
+    mode: str,
     seconds: float,
     rows: list[tuple[str, Report]],
     stop: list[int],
@@ -101,10 +112,11 @@ def play(
     # Bounded too, should we be killed: nothing that we started outlives the demo for long.
     bound = ["--duration-ms", str(int((seconds + GRACE) * 1000))]
     ping_ms, blast_ms = int(seconds * PING_SHARE * 1000), int(seconds * (1 - PING_SHARE) * 1000)
-    pong = [*PONG_SERVER, "--device", ends.server_device, "--target", ends.target, "--progress", *bound]
+    pong = [*PONG_SERVER, "--device", ends.server_device, "--target", ends.target, "--mode", mode]
+    pong += ["--progress", *bound]
     ping = [*OURS, "os-ping", "--dest", ends.target, "--duration-ms", str(ping_ms)]
-    blast = [*BLAST, "--device", ends.client_device, "--target", ends.target, "--progress"]
-    blast += ["--duration-ms", str(blast_ms)]
+    blast = [*BLAST, "--device", ends.client_device, "--target", ends.target, "--mode", mode]
+    blast += ["--progress", "--duration-ms", str(blast_ms)]
     console.print(f"pong: {shown(pong)}", style="dim", soft_wrap=True)
     server = start(pong, ends.server)
     server.wait_ready()
@@ -114,9 +126,32 @@ def play(
                 console.print(f"{name}: {shown(argv)}", style="dim", soft_wrap=True)
                 tool = start(argv, ends.client)
                 watch(console, name, tool, server, stop)
-                rows.append((name, tool.stop()))
+                rows.append((name, {**tool.stop(), "server": mode}))
     finally:
         rows.append(("pong", server.stop()))
+
+
+def simulate(seconds: float) -> Report:
+    """Blast and pong over a simulated device, both ends in this thread."""
+    wire = fs.Wire()
+    near, far = (fs.SimulatedDevice(wire, f"sim{i}", addresses=[f"192.0.2.{i}/24"]) for i in (1, 2))
+    with (
+        fs.XdpUdpSocket.open(near, local="192.0.2.1:7000") as client,
+        fs.XdpUdpSocket.open(far, local="192.0.2.2:9000") as server,
+    ):
+        peer = client.prepare_udp_endpoint(fs.UdpEndpointSpec(remote="192.0.2.2:9000"))
+        tx, answers = client.tx_batch(64), client.recv_batch(64)
+        rx, back = server.recv_batch(64), server.tx_batch(64)
+        begun = time.perf_counter()
+        while time.perf_counter() < begun + seconds:
+            tx.allocate()
+            tx.fill(bytes(64))
+            client.send_to(peer, tx)
+            server.recv(rx)
+            back.take_from(rx)
+            server.send(back)
+            client.recv(answers)
+        return {"sent": client.stats().sent, "received": client.stats().received, "seconds": seconds}
 
 
 def shown(argv: list[str]) -> str:
@@ -150,7 +185,7 @@ def closing_table(rows: list[tuple[str, Report]], where: str) -> Table:
     def million(count: int, seconds: float) -> str:
         return f"{count / max(seconds, 1e-9) / 1e6:.2f} M/s"
 
-    blasted = dict(rows).get("blast")
+    blasts = {report["mode"]: report for name, report in rows if name == "blast"}
 
     def describe(name: str, report: Report) -> tuple[str, ...]:
         if name == "ping":
@@ -158,18 +193,27 @@ def closing_table(rows: list[tuple[str, Report]], where: str) -> Table:
             result = (
                 f"round trip p50 {rtt['p50'] / 1000:.1f} us, p99 {rtt['p99'] / 1000:.1f} us, lost {report['lost']:,}"
             )
-            return "os-ping", "one datagram outstanding", f"{report['count']:,} round trips", result
+            return "os-ping", f"one datagram outstanding, {report['server']} server", f"{report['count']:,} round trips", result
         if name == "blast":
-            ran = f"{report['payload_len']} bytes, GSO of {report['segments']} segments, one thread"
+            ran = f"os, {report['payload_len']} bytes, GSO of {report['segments']} segments, one thread"
+            if report["mode"] == "xdp":
+                ran = f"xdp, {report['payload_len']} bytes, {report['batch']} a batch, one thread"
             return (
                 "examples/blast.py",
                 ran,
                 f"{report['sent']:,} sent",
                 f"{million(report['sent'], report['seconds'])}, errors {report['errors']}",
             )
-        ran = f"{report['queues']} queue(s), GRO, no copies"
+        if name == "simulated":
+            amounts = f"{report['sent']:,} sent, {report['received']:,} came back"
+            result = f"{million(report['received'], report['seconds'])} there and back"
+            return "simulated AF_XDP", "both ends in one thread, 64 bytes, 64 a batch", amounts, result
+        ran = f"{report['mode']}, {report['queues']} queue(s), {'GRO, ' if report['mode'] == 'os' else ''}no copies"
         amounts = f"{report['received']:,} received, {report['sent']:,} sent back"
         result = f"{report['dropped']:,} GRO buffers, of up to 128 datagrams each, dropped by the kernel"
+        if report["mode"] == "xdp":
+            result = f"{report['dropped']:,} datagrams found no frame or no room in the ring"
+        blasted = blasts.get(report["mode"])
         if blasted:  # the pings before it are few, and were slow on purpose
             result = f"{million(report['sent'], blasted['seconds'])} back while the blast ran, {result}"
         return "examples/pong_server.py", ran, amounts, result

@@ -31,7 +31,7 @@ from fast_socket.core.addresses cimport (
 )
 from fast_socket.core.frames cimport FramePool, Geometry, NO_FRAME, Slots, chunk_end, packet_start, put_frame
 from fast_socket.core.memory cimport Region, column as make_column
-from fast_socket.core.packet cimport PacketBuffer, packet_in_batch
+from fast_socket.core.packet cimport Packet, PacketBuffer, packet_in_batch
 
 from fast_socket.core.errors import BufferTakenError, ConfigError, Error
 from fast_socket.core.metadata import Metadata
@@ -712,7 +712,7 @@ cdef class TxBatch(Batch):
         """One peer for every pending slot; single ones can then be changed through the columns."""
         cdef uint8_t record[STRIDE_V6]
         cdef uint32_t i
-        write_record(record, self.slots.v6, to, "destination")
+        write_destination(record, self.slots.v6, to)
         self.require_idle()
         for i in range(self.head, self.tail):
             memcpy(self.slots.addresses + <size_t> i * self.slots.address_stride, record, self.slots.address_stride)
@@ -842,8 +842,8 @@ cdef class TxBatch(Batch):
 
     def append(self, data, to=None):
         """Add one packet. A `PacketBuffer` of the same pool is moved in, without a copy, and its handle is gone
-        afterwards; anything bytes-like is copied into a fresh frame. `to` is its destination; without it a packet goes
-        to its own `address`, and bytes go where the socket is connected to.
+        afterwards; anything bytes-like is copied into a fresh frame, other packets with their GRO stride. `to` is its
+        destination; without it a packet goes to its own `address`, and bytes go where the socket is connected to.
 
         Raises `Error` (ENOBUFS) when the batch or the pool is full, `ConfigError` for a bad address or size,
         `BufferError` while the packet is viewed. On an error nothing has changed.
@@ -853,15 +853,16 @@ cdef class TxBatch(Batch):
         cdef PacketBuffer packet
         cdef Py_buffer source
         cdef uint64_t capacity
+        cdef uint32_t stride = 0
         if to is not None:
-            write_record(record, self.slots.v6, to, "destination")
+            write_destination(record, self.slots.v6, to)
+        elif isinstance(data, Packet):
+            address = data.address
+            if address[1]:
+                write_record(record, self.slots.v6, address, "destination")
+                to = True
         if isinstance(data, PacketBuffer) and (<PacketBuffer> data).pool is self.pool:
             packet = data
-            if to is None:
-                address = packet.address
-                if address[1]:
-                    write_record(record, self.slots.v6, address, "destination")
-                    to = True
             # Only now, and nothing is allocated from here on: the collector could run anybody's code.
             packet.locate_unexported()
             self.require_room()
@@ -874,6 +875,8 @@ cdef class TxBatch(Batch):
                 self.slots.segment_sizes[slot] = packet.meta_copy.segment_size
             self.tail += 1
         else:
+            if isinstance(data, Packet):
+                stride = data.meta().gro_stride or 0
             PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
             try:
                 # Only now, because giving its buffer may have run anybody's code.
@@ -888,6 +891,8 @@ cdef class TxBatch(Batch):
                                 f"more with tx_frames", ENOBUFS)
                 memcpy(self.pool.base + self.slots.offsets[slot], source.buf, source.len)
                 self.slots.lengths[slot] = <uint32_t> source.len
+                if self.slots.segment_sizes != NULL and stride < <uint64_t> source.len:
+                    self.slots.segment_sizes[slot] = stride
             finally:
                 PyBuffer_Release(&source)
         if to is not None:
@@ -949,6 +954,15 @@ cdef class TxBatch(Batch):
         wanted = min(wanted, self.tail - self.head)
         self.accept(wanted)
         return wanted
+
+
+cdef int write_destination(uint8_t *record, bint v6, object to) except -1:
+    cdef uint16_t port
+    write_record(record, v6, to, "destination")
+    memcpy(&port, record + PORT_OFFSET, 2)
+    if port == 0:
+        raise ConfigError(f"destination {to!r}: nothing can be sent to port 0")
+    return 0
 
 
 cdef uint32_t check_count(object count, str what) except? 0xFFFFFFFF:

@@ -70,7 +70,9 @@ def live_link() -> Any:
 @pytest.fixture(
     params=[
         "sim",
-        pytest.param("xdp", marks=[pytest.mark.root, pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))]),
+        pytest.param(
+            "xdp", marks=[pytest.mark.root, pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))]
+        ),
     ]
 )
 def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:

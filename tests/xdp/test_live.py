@@ -4,8 +4,8 @@ The tests that bear names of the kernel's own suite (tools/testing/selftests/bpf
 native and in generic mode. Of that suite these cannot be run through this API:
 
     *_UNALIGNED*                        chunks are aligned: other ones are not offered
-    *_INV_DESC*, STAT_TX_INVALID        no invalid descriptor is ever written: what would be one is a `SendError`; that is
-                                        tested here (INV_DESC_REFUSED), the kernel's counter stays 0
+    *_INV_DESC*, STAT_TX_INVALID        no invalid descriptor is ever written: what would be one is a `SendError`; that
+                                        is tested here (INV_DESC_REFUSED), the kernel's counter stays 0
     POLL_TXQ_FULL                       in copy mode over a veth the kernel takes all of TX in the call that sends, and
                                         completes it there: TX is never full; tests/xdp/test_sim.py stops the device
     TX_QUEUE_CONSUMER                   the index moves within `send`: nobody can look before it has
@@ -14,6 +14,7 @@ native and in generic mode. Of that suite these cannot be run through this API:
     HW_SW_MIN/MAX_RING_SIZE             need a NIC whose ring sizes can be set
 """
 
+import contextlib
 import errno
 import signal
 import socket
@@ -161,7 +162,9 @@ def eventually(condition: Callable[[], Any]) -> None:
 
 def passes(near: Any, far: Any, ends: Ends, count: int = 8, family: str = "v4", port: int = PORT) -> None:
     send(near, numbered(count), (ends.host(1, family), port))
-    assert receive(far, count) == [(payload, (ends.host(0, family), near.local_address[1])) for payload in numbered(count)]
+    assert receive(far, count) == [
+        (payload, (ends.host(0, family), near.local_address[1])) for payload in numbered(count)
+    ]
 
 
 # The kernel's list
@@ -483,7 +486,9 @@ RINGS = {"rx_ring": 64, "tx_ring": 64, "fill_ring": 64, "completion_ring": 64, "
 
 
 @modes
-@pytest.mark.parametrize("count", [1_000_000, pytest.param(10_000_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize(
+    "count", [1_000_000, pytest.param(10_000_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+)
 def test_rings_of_64_carry_far_more_than_they_hold(ends: Ends, attach: str, count: int) -> None:
     near, far = ends.pair(attach=attach, **RINGS)
     run_through(near, far, count, (ends.host(1), PORT))
@@ -688,10 +693,8 @@ def test_a_device_that_goes_down_and_comes_up(new_link: Callable[..., Ends], att
 
     def works() -> bool:
         tx.append(b"works again", (ends.host(1), PORT))
-        try:
+        with contextlib.suppress(DeviceError, SendError):
             near.send(tx)
-        except (DeviceError, SendError):
-            pass
         tx.discard()
         rx = far.recv_batch(8)
         return far.driver.wait(0.05) and far.recv(rx) > 0 and any(bytes(packet) == b"works again" for packet in rx)

@@ -707,7 +707,9 @@ def test_large_packets_are_cut_at_the_right_places(net: Net, family: str, size: 
 @pytest.mark.parametrize(
     ("tx_ring", "completion_ring", "tx_frames"), [(8, 4096, 64), (4096, 8, 64), (4096, 4096, 9), (4, 8, 7)]
 )
-def test_segments_wait_where_rings_or_frames_run_out(net: Net, tx_ring: int, completion_ring: int, tx_frames: int) -> None:
+def test_segments_wait_where_rings_or_frames_run_out(
+    net: Net, tx_ring: int, completion_ring: int, tx_frames: int
+) -> None:
     near = net.near(tx_ring=tx_ring, completion_ring=completion_ring, tx_frames=tx_frames)
     far = net.capture()
     payloads = [random.Random(i).randbytes(990 + i) for i in range(4)]

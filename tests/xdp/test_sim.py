@@ -48,16 +48,8 @@ class Net:
         """What arrives at b, as datagrams."""
         return self._keep(fs.XdpIpPacketSocket.open(self.b, **options))
 
-    def frame(
-        self,
-        payload: bytes,
-        family: str = "v4",
-        sport: int = PEER_PORT,
-        dport: int = PORT,
-        checksum: str = "good",
-        tags: Any = (),
-        **fields: Any,
-    ) -> bytes:
+    def frame(self, payload: bytes, family: str = "v4", sport: int = PEER_PORT, dport: int = PORT,
+              checksum: str = "good", tags: Any = (), **fields: Any) -> bytes:  # fmt: skip
         """From a to b, made by hand."""
         source, destination = HOSTS[family]
         source, destination = fields.pop("source", source), fields.pop("destination", destination)

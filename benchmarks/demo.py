@@ -65,8 +65,8 @@ def demo(
     seconds: Annotated[float, typer.Option(min=0.2, max=15.0, help="How long traffic flows.")] = 8.0,
     loopback: Annotated[bool, typer.Option("--loopback", help="Over loopback, also as root.")] = False,
 ) -> None:
-    """The pong server on one host, the blaster and the ping tool on the other, with the rates of both ends: first over OS
-    sockets, then over AF_XDP queues."""
+    """The pong server on one host, the blaster and the ping tool on the other, with the rates of both ends: first over
+    OS sockets, then over AF_XDP queues."""
     console = _cli.console()
     stop: list[int] = []
 
@@ -193,7 +193,8 @@ def closing_table(rows: list[tuple[str, Report]], where: str) -> Table:
             result = (
                 f"round trip p50 {rtt['p50'] / 1000:.1f} us, p99 {rtt['p99'] / 1000:.1f} us, lost {report['lost']:,}"
             )
-            return "os-ping", f"one datagram outstanding, {report['server']} server", f"{report['count']:,} round trips", result
+            how = f"one datagram outstanding, {report['server']} server"
+            return "os-ping", how, f"{report['count']:,} round trips", result
         if name == "blast":
             ran = f"os, {report['payload_len']} bytes, GSO of {report['segments']} segments, one thread"
             if report["mode"] == "xdp":

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PYTHON = sys.executable
 BENCHMARKS = [PYTHON, "-m", "benchmarks"]
 BLAST = [PYTHON, str(ROOT / "examples" / "blast.py")]
+CUSTOM_ROUTER = [PYTHON, str(ROOT / "examples" / "custom_router.py")]
 PONG_SERVER = [PYTHON, str(ROOT / "examples" / "pong_server.py")]
 SECONDS = 30.0
 

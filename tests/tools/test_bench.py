@@ -3,7 +3,8 @@
 import pytest
 
 from benchmarks import bench
-from benchmarks.figures import FIGURES, Figure, Sample
+from benchmarks.bench import FIGURES
+from benchmarks.figures import Figure, Sample
 from fast_socket.lab import why_unavailable
 from tests.tools.conftest import BENCHMARKS, run
 

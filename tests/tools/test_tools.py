@@ -2,10 +2,26 @@
 
 import json
 import signal
+import subprocess
 
 import pytest
 
-from tests.tools.conftest import BENCHMARKS, BLAST, PONG_SERVER, end, last_json, report_of, run, wait_ready
+from fast_socket.lab import two_hosts, why_unavailable
+from tests.tools.conftest import (
+    BENCHMARKS,
+    BLAST,
+    CUSTOM_ROUTER,
+    PONG_SERVER,
+    ROOT,
+    SECONDS,
+    end,
+    last_json,
+    report_of,
+    run,
+    wait_ready,
+)
+
+UNAVAILABLE = why_unavailable()
 
 LISTENER = [*BENCHMARKS, "os-listener"]
 SENDER = [*BENCHMARKS, "os-sender", "blast"]
@@ -186,20 +202,51 @@ def test_bad_input_is_refused_in_a_line(argv, complaint):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        [*BENCHMARKS, "xdp-listener", "count", "--bind", "127.0.0.1:9"],
-        [*BENCHMARKS, "xdp-sender", "blast", "--dest", "127.0.0.1:9"],
-        [*BLAST, "--device", "lo", "--target", "127.0.0.1:9", "--mode", "xdp"],
-        [*PONG_SERVER, "--device", "lo", "--target", "127.0.0.1:9", "--mode", "xdp"],
-    ],
-)
-def test_xdp_says_plainly_that_it_is_to_come(argv):
-    done = run(*argv)
-    assert done.returncode == 2
-    assert "AF_XDP" in done.stderr
+@pytest.mark.parametrize("tool", [BLAST, PONG_SERVER, [*BENCHMARKS, "xdp-count"]])
+def test_xdp_on_a_device_that_is_not_there(tool):
+    mode = ["--bind", "192.0.2.1:9"] if "xdp-count" in tool else ["--target", "192.0.2.1:9", "--mode", "xdp"]
+    done = run(*tool, "--device", "nosuch0", *mode)
+    assert done.returncode == 2, done
+    assert "nosuch0" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.root
+@pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
+def test_xdp_tools_over_a_lab():
+    """All that is sent arrives or is reported; what goes to the pong server comes back; a router of one's own."""
+    with two_hosts(static_neighbors=True) as (near, far):
+        target = f"{far.interface.ipv4}:9000"
+
+        def tool(host, argv):
+            return host.popen([*argv, "--json"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+        def report(process):
+            output, _ = process.communicate(timeout=SECONDS)
+            assert process.returncode == 0, output
+            return json.loads(output.splitlines()[-1])
+
+        blast = [*BLAST, "--device", near.interface.name, "--target", target, "--mode", "xdp", "--count", "5000"]
+        with tool(far, [*BENCHMARKS, "xdp-count", "--device", far.interface.name, "--bind", target,
+                        "--duration-ms", "4000", "--wait", "poll"]) as counting:  # fmt: skip
+            assert counting.stdout.readline() == "ready\n"
+            sent = report(tool(near, blast))
+            assert (sent["sent"], sent["errors"], sent["completions"]) == (5000, 0, 5000)
+            counted = report(counting)
+        assert counted["received"] + counted["dropped"] == 5000
+        with tool(far, [*PONG_SERVER, "--device", far.interface.name, "--target", target, "--mode", "xdp",
+                        "--duration-ms", "4000"]) as server:  # fmt: skip
+            assert server.stdout.readline() == "ready\n"
+            pings = report(tool(near, [*BENCHMARKS, "os-ping", "--dest", target, "--count", "50"]))
+            assert (pings["count"], pings["lost"]) == (50, 0)
+            pings = report(tool(near, [*BENCHMARKS, "xdp-ping", "--device", near.interface.name, "--dest", target,
+                                       "--count", "50"]))  # fmt: skip
+            assert (pings["count"], pings["lost"]) == (50, 0)
+            served = report(server)
+        assert served["received"] == served["sent"] == 100
+        one = report(tool(near, [*CUSTOM_ROUTER, "--device", near.interface.name, "--target", target, "--mac",
+                                 "02:00:00:00:00:99", "--count", "1"]))  # fmt: skip
+        assert one["sent"] == 1
 
 
 def test_what_the_system_refuses(start, target):
@@ -216,8 +263,12 @@ def test_what_the_system_refuses(start, target):
     [
         BLAST,
         PONG_SERVER,
+        CUSTOM_ROUTER,
         BENCHMARKS,
-        *([*BENCHMARKS, name] for name in ("os-listener", "os-sender", "os-ping", "xdp-listener", "demo", "bench")),
+        *(
+            [*BENCHMARKS, name]
+            for name in ("os-listener", "os-sender", "os-ping", "xdp-count", "xdp-pong", "xdp-ping", "demo", "bench")
+        ),
         [*LISTENER, "count"],
         [*LISTENER, "pong"],
         SENDER,

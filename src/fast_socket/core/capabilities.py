@@ -61,8 +61,8 @@ class UdpStats:
     truncated: int = 0
     """Received datagrams longer than their frame: the rest of them is lost."""
     kernel_drops: int | None = 0
-    """What the kernel dropped because the receive buffer was full (SO_MEMINFO, Linux 4.12): datagrams, or with GRO whole
-    coalesced buffers, each counted as one. None: it would not say, as on a socket that is closed."""
+    """What the kernel dropped because the receive buffer was full (SO_MEMINFO, Linux 4.12): datagrams, or with GRO
+    whole coalesced buffers, each counted as one. None: it would not say, as on a socket that is closed."""
     gso_sends: int = 0
     """Large sends that the kernel or device segmented."""
     gso_fallbacks: int = 0

@@ -331,7 +331,7 @@ cdef class OsUdpSocket:
         if spec.source is not None:
             if (":" in spec.source) != (":" in spec.remote[0]) and not is_mapped(prepared.record, self.v6):
                 raise ConfigError(f"UdpEndpointSpec.source is {spec.source} and remote {spec.remote[0]}: give two "
-                                  f"addresses of one family")
+                                  f"addresses of one family, IPv4 or IPv6")
             write_host(host, self.v6, spec.source, "UdpEndpointSpec.source")
             control.source_host = host
         prepared.control_size = write_control(prepared.control, &control, prepared.record, self.v6)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import fast_socket as fs
 
 PORTS = st.integers(0, 65_535)
+DESTINATION_PORTS = st.integers(1, 65_535)
 LAYOUT = fs.BufferLayout(payload_capacity=64)
 
 
@@ -35,32 +36,34 @@ def test_every_form_is_one_address(host, port):
     assert fs.parse_address([str(host), port]) == want
 
 
-@given(host=st.ip_addresses(v=4), port=PORTS)
+@given(host=st.ip_addresses(v=4), port=DESTINATION_PORTS)
 def test_ipv4_records(batches, host, port):
     batch = batches[False]
     batch.set_destinations((host, port))
     assert bytes(batch.destination_addresses[0]) == host.packed
     assert batch.destination_ports[0] == port
-    # An address that is all zero and port 0 is "not set".
-    assert batch[0].address == ((str(host), port) if int(host) or port else ("", 0))
+    assert batch[0].address == (str(host), port)
 
 
-@given(host=st.ip_addresses(v=6), port=PORTS)
+@given(host=st.ip_addresses(v=6), port=DESTINATION_PORTS)
 def test_ipv6_records(batches, host, port):
     batch = batches[True]
     batch.set_destinations((host, port))
     assert bytes(batch.destination_addresses[0]) == host.packed
     assert batch.destination_ports[0] == port
     shown, shown_port = batch[0].address
-    if not int(host) and not port:
-        assert (shown, shown_port) == ("", 0)
-    else:
-        assert shown_port == port
-        # IPv4-mapped addresses read as IPv4, the others as any IPv6 address.
-        assert ipaddress.ip_address(shown) == (host.ipv4_mapped or host)
+    assert shown_port == port
+    # IPv4-mapped addresses read as IPv4, the others as any IPv6 address.
+    assert ipaddress.ip_address(shown) == (host.ipv4_mapped or host)
 
 
-@given(host=st.ip_addresses(v=4), port=PORTS)
+def test_port_0_is_no_destination(batches):
+    for to in ("192.0.2.1:0", ("192.0.2.1", 0)):
+        with pytest.raises(fs.ConfigError, match="port 0"):
+            batches[False].set_destinations(to)
+
+
+@given(host=st.ip_addresses(v=4), port=DESTINATION_PORTS)
 def test_ipv4_on_an_ipv6_socket_is_mapped(batches, host, port):
     batch = batches[True]
     batch.set_destinations((host, port))

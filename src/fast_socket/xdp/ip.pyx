@@ -25,7 +25,7 @@ from fast_socket.xdp.headers cimport (
 from fast_socket.xdp.queue cimport HOME, Queue, frame_at
 from fast_socket.xdp.ring cimport CONTINUED, Desc, available, desc_at, store_release
 from fast_socket.xdp.socket cimport (
-    BAD_EGRESS, BAD_PACKET, DONE, OUTSIDE_FRAME, RING_FULL, TOO_LARGE, UNKNOWN_DESTINATION, Outcome, XdpSocket,
+    BAD_EGRESS, BAD_PACKET, DONE, OUTSIDE_FRAME, RING_FULL, TOO_LARGE, UNKNOWN_DESTINATION, KEY, Outcome, XdpSocket,
     add_pieces,
 )
 
@@ -50,8 +50,6 @@ cdef extern from *:
 cdef enum:
     LINK_COPY = 32                  # a link header is at most 22 bytes; copied in whole words
     MOST_EGRESSES = 1 << 16
-
-cdef object KEY = object()
 
 
 class IpFamilies(Enum):
@@ -87,8 +85,6 @@ cdef class XdpIpPacketSocket(XdpSocket):
     __class_getitem__ = classmethod(GenericAlias)       # XdpIpPacketSocket[WaitDriver], for annotations
 
     def __cinit__(self, key=None):
-        if key is not KEY:
-            raise TypeError("make an XdpIpPacketSocket with open()")
         self.egress_objects = []
 
     def __dealloc__(self):
@@ -271,6 +267,10 @@ cdef class XdpIpPacketSocket(XdpSocket):
                 self.ring_doorbell()
                 raise SendError(f"cannot send packet {total} to {error.destination}: {error.reason.text}",
                                 errno.EHOSTUNREACH, accepted=total) from error
+            except BaseException:
+                batch.accept(total)         # what the device has is gone from the batch, whatever the router did
+                self.ring_doorbell()
+                raise
             return self.end_send(batch, &outcome, total)
         finally:
             self.queue.leave()

@@ -206,6 +206,7 @@ cdef class KernelQueue(Queue):
         self.map_ring(&self.tx, 1, options.tx_ring, 16, &offsets.tx, TX_PAGES)
         self.map_ring(&self.fill, 2, options.fill_entries(self.pool), 8, &offsets.fill, FILL_PAGES)
         self.map_ring(&self.completion, 3, options.completion_ring, 8, &offsets.completion, COMPLETION_PAGES)
+        self.has_rings = True
         self.refill()
         return 0
 

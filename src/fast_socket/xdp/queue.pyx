@@ -81,7 +81,6 @@ cdef class Queue(Descriptor):
 
     def __cinit__(self, int fd, str what="socket"):
         memset(&self.counters, 0, sizeof(self.counters))
-        self.has_rings = True
 
     cdef int join(self, FramePool pool) except -1:
         """Become one of the queues on this pool's memory."""
@@ -161,6 +160,8 @@ cdef class Queue(Descriptor):
 
     cdef bint look(self, short events) noexcept nogil:
         """Readable: RX has something. Writable: a send finds room, or completions that make some."""
+        if not self.has_rings:          # one that nobody opened
+            return Descriptor.look(self, events)
         if events & POLLIN:
             return load_acquire(self.rx.producer) != self.rx.ours
         if self.has_room():

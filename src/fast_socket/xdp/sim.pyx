@@ -166,7 +166,7 @@ cdef class SimulatedQueue(Queue):
 
     def _give_back(self):
         cdef uint32_t i
-        if self.wire.hold_completions:
+        if self.wire is None or self.wire.hold_completions:
             return
         for i in range(self.late_count):
             self.complete(self.late[i])
@@ -242,25 +242,36 @@ cdef class SimulatedQueue(Queue):
         store_release(self.rx.producer, produced + pieces)
         self.signal()
 
+    def _require_open(self):
+        if self.closed or not self.has_rings:
+            raise Error("this simulated queue is closed")
+
     def inject_receive(self, uint64_t address, uint32_t length, uint32_t options=0):
         """Hand a descriptor to RX as it is, whatever it names."""
-        cdef uint32_t produced = load_acquire(self.rx.producer)
-        cdef Desc *desc = desc_at(&self.rx, produced)
+        cdef uint32_t produced
+        cdef Desc *desc
+        self._require_open()
+        produced = load_acquire(self.rx.producer)
+        desc = desc_at(&self.rx, produced)
         desc.address, desc.length, desc.options = address, length, options
         store_release(self.rx.producer, produced + 1)
         self.signal()
 
     def inject_completion(self, uint64_t address):
         """Hand an address to COMPLETION as it is."""
+        self._require_open()
         self.complete(address)
 
     def inject_frame(self, bytes frame not None):
         """Deliver a frame as if it had come from the wire."""
+        self._require_open()
         self.deliver(<const uint8_t *> <const char *> frame, <uint32_t> len(frame))
 
     def move_index(self, str ring not None, uint32_t by):
         """Move the device's own index of "rx" or "completion" on, past what it has written: a corrupt ring."""
-        cdef uint32_t *index = self.rx.producer if ring == "rx" else self.completion.producer
+        cdef uint32_t *index
+        self._require_open()
+        index = self.rx.producer if ring == "rx" else self.completion.producer
         store_release(index, load_acquire(index) + by)
 
 
@@ -285,6 +296,7 @@ def _open(FramePool pool not None, device, uint32_t queue, options):
     at = self.lay_out(&self.fill, options.fill_entries(pool), 8, at)
     at = self.lay_out(&self.completion, options.completion_ring, 8, at)
     self.late = <uint64_t *> (self.block.base + at)
+    self.has_rings = True
     self.refill()
     for other in self.wire.queues:
         if other.device is device and other.queue_id == queue:

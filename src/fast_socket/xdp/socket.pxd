@@ -35,6 +35,9 @@ cdef uint32_t add_pieces(const Slots *slots, const Geometry *geometry, uint32_t 
                          uint32_t *whole) noexcept nogil
 
 
+cdef object KEY                 # whoever has it may make sockets, endpoints and egresses
+
+
 cdef class XdpSocket:
     cdef readonly Queue queue
     cdef readonly FramePool pool

@@ -50,9 +50,16 @@ cdef uint32_t add_pieces(const Slots *slots, const Geometry *geometry, uint32_t 
     return 0
 
 
+cdef object KEY = object()
+
+
 @cython.no_gc
 cdef class XdpSocket:
     """Not made directly: see `XdpUdpSocket` and `XdpIpPacketSocket`."""
+
+    def __cinit__(self, key=None):
+        if key is not KEY:
+            raise TypeError(f"make an {type(self).__name__} with open()")
 
     cdef int take_queue(self, object device, object queue, object options) except -1:
         """Take a queue of a device. On an error nothing stays attached."""
@@ -317,11 +324,11 @@ cdef class XdpSocket:
         return 0
 
     cdef int begin_send(self, TxBatch batch) except -1:
-        batch.claim()
         self.queue.enter()
         try:
             self.queue.report()
-            self.table.is_current()
+            self.table.is_current()     # a router is anybody's code: only then look at the batch
+            batch.claim()
         except BaseException:
             self.queue.leave()
             raise

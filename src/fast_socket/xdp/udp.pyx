@@ -34,7 +34,7 @@ from fast_socket.xdp.queue cimport HOME, Queue
 from fast_socket.xdp.ring cimport CONTINUED, Desc, Ring, available, desc_at, prefetch, store_release
 from fast_socket.xdp.socket cimport (
     DONE, NO_DESTINATION, NO_FRAMES, OUTSIDE_FRAME, RING_FULL, TOO_LARGE, UNKNOWN_DESTINATION, WRONG_LENGTH, Outcome,
-    XdpSocket, add_pieces,
+    KEY, XdpSocket, add_pieces,
 )
 
 from types import GenericAlias
@@ -63,8 +63,6 @@ cdef extern from *:
 cdef enum:
     ECN_DEFAULT = 255
     PREFETCH_AHEAD = 4
-
-cdef object KEY = object()
 
 RECV_METADATA = (Metadata.ECN | Metadata.LOCAL | Metadata.TTL | Metadata.TIMESTAMP | Metadata.HARDWARE_TIMESTAMP
                  | Metadata.VLAN | Metadata.CHECKSUM)
@@ -97,10 +95,6 @@ cdef class XdpUdpSocket(XdpSocket):
     """
 
     __class_getitem__ = classmethod(GenericAlias)       # XdpUdpSocket[WaitDriver], for annotations
-
-    def __cinit__(self, key=None):
-        if key is not KEY:
-            raise TypeError("make an XdpUdpSocket with open()")
 
     @staticmethod
     def open(device, queue=0, *, local, **options):
@@ -343,6 +337,10 @@ cdef class XdpUdpSocket(XdpSocket):
                 self.ring_doorbell()
                 raise SendError(f"cannot send packet {total} to {error.destination}: {error.reason.text}",
                                 errno.EHOSTUNREACH, accepted=total) from error
+            except BaseException:
+                batch.accept(total)         # what the device has is gone from the batch, whatever the router did
+                self.ring_doorbell()
+                raise
             return self.end_send(batch, &outcome, total)
         finally:
             self.queue.leave()

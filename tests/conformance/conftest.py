@@ -5,7 +5,6 @@ import os
 import pytest
 
 from fast_socket.lab import why_unavailable
-
 from tests.conformance.backends import BACKENDS, Pair, whole
 
 PASSED = pytest.StashKey[bool]()

@@ -16,6 +16,7 @@ native and in generic mode. Of that suite these cannot be run through this API:
 
 import contextlib
 import errno
+import os
 import signal
 import socket
 import struct
@@ -638,6 +639,21 @@ def test_close_leaves_nothing_attached(ends: Ends, attach: str) -> None:
     for use in (far.notify_tx, far.drain_tx_completions, lambda: far.recv(far.recv_batch(1))):
         with pytest.raises(Error, match="closed"):
             use()
+
+
+@modes
+def test_a_forked_child_takes_nothing_along(ends: Ends, attach: str) -> None:
+    near, far = ends.pair(attach=attach)
+    passes(near, far, ends)
+    child = os.fork()
+    if child == 0:
+        try:
+            far.close()
+        finally:
+            os._exit(0 if far.closed else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert attached(ends)
+    passes(near, far, ends)
 
 
 @modes

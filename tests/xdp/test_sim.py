@@ -3,6 +3,7 @@
 Rings and loops are the real ones. What is on the wire is built and read by `tests.xdp.packets`.
 """
 
+import gc
 import random
 import struct
 from ipaddress import ip_address
@@ -184,6 +185,37 @@ def test_a_packet_with_one_bad_piece_is_dropped_as_a_whole(jumbo: Net) -> None:
     assert [bytes(packet) for packet in rx] == [b"before", b"behind"]
     with pytest.raises(DeviceError):
         far.recv(rx)
+    assert whole(far.pool)
+
+
+def test_a_packet_without_an_end_is_dropped_when_it_fills_the_ring(jumbo: Net) -> None:
+    far = jumbo.far(rx_frames=64, rx_ring=16, multi_buffer=True)
+    chunk, rx = far.pool.rx_layout.chunk_size, far.recv_batch(16)
+    for i in range(16):
+        assert far.recv(rx) == 0
+        far.queue.inject_receive((32 + i) * chunk + 256, 64, 1)
+    with pytest.raises(DeviceError):
+        far.recv(rx)
+    far.queue.inject_frame(jumbo.frame(b"goes on"))
+    assert far.recv(rx) == 1
+    assert bytes(rx[0]) == b"goes on"
+    assert far.recv(rx) == 0
+    assert whole(far.pool)
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["udp", "ip"])
+def test_pieces_that_were_not_asked_for_are_dropped(net: Net, raw: bool) -> None:
+    far = net.capture(rx_frames=64) if raw else net.far(rx_frames=64)
+    rx = far.recv_batch(16)
+    far.queue.inject_frame(net.frame(b"where"))
+    assert far.recv(rx) == 1
+    frame = net.frame(b"the first half of a packet")
+    at = (rx[0].frame + 9) % 64 * far.pool.rx_layout.chunk_size + 256
+    memoryview(far.pool.memory)[at : at + len(frame)] = frame
+    far.queue.inject_receive(at, len(frame), 1)
+    with pytest.raises(DeviceError):
+        far.recv(rx)
+    assert len(rx) == 0
     assert whole(far.pool)
 
 
@@ -890,6 +922,66 @@ def test_a_datagram_larger_than_the_mtu_is_refused_and_the_rest_keeps_its_order(
     assert tx.discard(1) == 1
     assert near.send(tx) == 1
     assert [len(datagram.payload) for datagram in captured(far)] == [most, 5]
+
+
+def test_more_pieces_than_the_rings_take_are_refused(jumbo: Net) -> None:
+    for raw in (False, True):
+        options: Any = {"tx_ring": 2, "multi_buffer": True}
+        far = jumbo.far(port=PORT + 1, multi_buffer=True)
+        near = jumbo.near(**options) if not raw else jumbo._keep(fs.XdpIpPacketSocket.open(jumbo.a, **options))
+        if raw:
+            datagram = ip(V4[0], V4[1], udp(V4[0], V4[1], 1, 2, bytes(4000), "good"))
+            parts = [datagram[:1400], datagram[1400:2800], datagram[2800:]]
+        else:
+            parts = [bytes(1400)] * 3
+        tx = near.tx_batch(4)
+        for part in parts:
+            tx.append(part) if raw else tx.append(part, (V4[1], PORT + 1))
+        tx.continued[:2] = True
+        for _ in range(2):
+            with pytest.raises(SendError, match="tx_ring") as caught:
+                near.send(tx)
+            assert caught.value.accepted == 0
+        tx.discard()
+        near.close()
+        far.close()
+
+
+def test_the_rest_of_a_cut_packet_may_go_to_an_endpoint_of_fixed_length(net: Net) -> None:
+    near, far = net.near(tx_ring=4, tx_frames=64), net.far()
+    to = near.prepare_udp_endpoint(fs.UdpEndpointSpec(remote=TO, gso_size=100, payload_len=1000))
+    tx = near.tx_batch(2)
+    tx.append(bytes(range(250)) * 4, TO)
+    sent = 0
+    while len(tx):
+        sent += near.send_to(to, tx)
+    assert sent == 1
+    assert b"".join(received(far)) == bytes(range(250)) * 4
+    tx.append(bytes(950), TO)
+    with pytest.raises(SendError, match="payload_len"):
+        near.send_to(to, tx)
+
+
+def test_a_socket_that_was_dropped_gives_its_queue_back(net: Net) -> None:
+    far = fs.XdpUdpSocket.open(net.b, local=(V4[1], PORT))
+    with pytest.raises(Error, match="taken"):
+        net.far()
+    del far
+    gc.collect()
+    far = net.far()
+    send(net.near(), [b"to the second"], TO)
+    assert received(far) == [b"to the second"]
+
+
+def test_a_closed_socket_leaves_the_batch_as_it_was(net: Net) -> None:
+    near, far = net.near(), net.far()
+    send(near, [b"kept"], TO)
+    rx = far.recv_batch(4)
+    assert far.recv(rx) == 1
+    far.close()
+    with pytest.raises(Error, match="closed"):
+        far.recv(rx)
+    assert [bytes(packet) for packet in rx] == [b"kept"]
 
 
 def test_a_queue_is_had_by_one(net: Net) -> None:

@@ -100,12 +100,13 @@ cdef class Descriptor:
         self.users -= 1
         if self.closed and self.users == 0 and self.fd >= 0:
             self.shut()
-            close(self.fd)
+            if self.fd >= 0:
+                close(self.fd)
             self.fd = -1
 
     cdef void shut(self) noexcept:
-        """What a backend gives back just before the descriptor is closed; nobody is inside any more. A subclass calls
-        it from its own __dealloc__, too."""
+        """What a backend gives back when the descriptor is closed; nobody is inside any more. It may close the
+        descriptor itself, and then sets `fd` to -1. A subclass calls it from its own __dealloc__, too."""
 
     cdef bint look(self, short events) noexcept nogil:
         """Whether the descriptor has one of `events` (or an error to report) at this moment."""

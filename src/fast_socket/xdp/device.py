@@ -1,6 +1,7 @@
 """A real interface behind an AF_XDP socket: opening a queue, attaching the program, and the facts of `RawDevice`."""
 
 import logging
+import os
 from typing import Any
 
 from fast_socket.core.affinity import QueueAffinity
@@ -23,10 +24,14 @@ class Attachment:
 
     def __init__(self, program: XdpProgram, queue: int, *, own: bool) -> None:
         self.program, self._queue, self._own = program, queue, own
+        self._process = os.getpid()
 
     def close(self) -> None:
-        """Again is nothing."""
-        if self._own:
+        """Again is nothing. In a child that was forked later nothing is detached: the queue is the parent's."""
+        if os.getpid() != self._process:
+            if self._own:
+                self.program.close()
+        elif self._own:
             self.program.detach()
             self.program.close()
         else:

@@ -34,17 +34,25 @@ class Egress:
     """The source address that the route prefers."""
 
     def __post_init__(self) -> None:
-        if self.interface < 1:
-            raise ConfigError(f"Egress.interface is {self.interface}: give an interface index from 1")
+        if not _is_int(self.interface) or self.interface < 1:
+            raise ConfigError(f"Egress.interface is {self.interface!r}: give an interface index from 1")
         for name, mac in (("source_mac", self.source_mac), ("destination_mac", self.destination_mac)):
             if not isinstance(mac, bytes) or len(mac) != MAC_LEN:
                 raise ConfigError(f"Egress.{name} is {mac!r}: give {MAC_LEN} bytes")
         if self.source_mac[0] & 1:
             raise ConfigError(f"Egress.source_mac is {self.source_mac.hex(':')}, a group address: give a unicast one")
-        if not MIN_MTU <= self.mtu <= MAX_MTU:
-            raise ConfigError(f"Egress.mtu is {self.mtu}: give {MIN_MTU} to {MAX_MTU}")
-        if self.vlan is not None and not (0 <= self.vlan <= MAX_TCI and self.vlan & VLAN_ID_MASK != VLAN_ID_MASK):
-            raise ConfigError(f"Egress.vlan is {self.vlan}: give 16 bits whose lower 12, the VLAN id, are not 4095")
+        if not _is_int(self.mtu) or not MIN_MTU <= self.mtu <= MAX_MTU:
+            raise ConfigError(f"Egress.mtu is {self.mtu!r}: give {MIN_MTU} to {MAX_MTU}")
+        if self.vlan is not None and not (
+            _is_int(self.vlan) and 0 <= self.vlan <= MAX_TCI and self.vlan & VLAN_ID_MASK != VLAN_ID_MASK
+        ):
+            raise ConfigError(f"Egress.vlan is {self.vlan!r}: give 16 bits whose lower 12, the VLAN id, are not 4095")
+        if not isinstance(self.source, IPv4Address | IPv6Address | None):
+            raise ConfigError(f"Egress.source is {self.source!r}: give an IPv4Address or IPv6Address, or None")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def group_mac(group: IpAddress) -> bytes:

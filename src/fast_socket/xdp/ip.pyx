@@ -25,8 +25,8 @@ from fast_socket.xdp.headers cimport (
 from fast_socket.xdp.queue cimport HOME, Queue, frame_at
 from fast_socket.xdp.ring cimport CONTINUED, Desc, available, desc_at, store_release
 from fast_socket.xdp.socket cimport (
-    BAD_EGRESS, BAD_PACKET, DONE, OUTSIDE_FRAME, RING_FULL, TOO_LARGE, UNKNOWN_DESTINATION, KEY, Outcome, XdpSocket,
-    add_pieces,
+    BAD_EGRESS, BAD_PACKET, DONE, OUTSIDE_FRAME, RING_FULL, TOO_LARGE, TOO_MANY_PIECES, UNKNOWN_DESTINATION, KEY,
+    Outcome, XdpSocket, add_pieces,
 )
 
 import errno
@@ -300,7 +300,7 @@ cdef inline uint32_t receive(XdpIpPacketSocket self, Queue queue, XdpIpRecvBatch
                 queue.counters.bad_descriptors += 1
                 continue
             places[frame] = HOME
-            if (address & (chunk - 1)) + length > chunk or (address & (chunk - 1)) < least:
+            if (address & (chunk - 1)) + length > chunk or (address & (chunk - 1)) < least or desc.options:
                 queue.counters.bad_descriptors += 1
                 put_frame(queue.pool, frame)
                 continue
@@ -377,7 +377,7 @@ cdef inline void build(XdpIpPacketSocket self, Queue queue, XdpIpTxBatch batch, 
                 outcome.stop = OUTSIDE_FRAME
                 break
         if sent + pieces > most:
-            outcome.stop = RING_FULL
+            outcome.stop = TOO_MANY_PIECES if pieces > queue.most_pieces() else RING_FULL
             break
         ip = queue.pool.base + offset
         v6 = length > 0 and ip[0] >> 4 == 6

@@ -41,6 +41,9 @@ cdef extern from "<sys/socket.h>" nogil:
         SOL_SOCKET
         MSG_DONTWAIT
 
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset)
     int munmap(void *address, size_t length)
@@ -120,9 +123,11 @@ cdef class KernelQueue(Queue):
     cdef void shut(self) noexcept:
         cdef int i
         self.last_statistics = self.read_statistics()
+        if self.umem is not None and self.umem.registered_fd == self.fd:
+            self.umem.registered_fd = -1
+        close(self.fd)          # first: until then the kernel writes into the frames that it has
+        self.fd = -1
         if self.umem is not None:
-            if self.umem.registered_fd == self.fd:
-                self.umem.registered_fd = -1
             self.recover()
         for i in range(4):
             if self.mappings[i].base != NULL:

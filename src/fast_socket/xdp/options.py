@@ -295,6 +295,12 @@ class CheckedOptions:
                 raise ConfigError(f"{name} is {value!r}: give one of {accepted}")
         if isinstance(self.max_wait, bool) or not isinstance(self.max_wait, int | float) or not 0 <= self.max_wait <= 1:
             raise ConfigError(f"max_wait is {self.max_wait!r}: give seconds from 0 to 1")
+        if self.router is not None and not (
+            hasattr(self.router, "generation") and callable(getattr(self.router, "resolve", None))
+        ):
+            raise ConfigError(
+                f"router is {self.router!r}: give an XdpUdpRouter, with generation and resolve(destination)"
+            )
         unavailable = self.metadata & Metadata.TXTIME
         if unavailable:
             raise CapabilityError(f"AF_XDP sockets do not offer {unavailable}: OS sockets do")

@@ -54,6 +54,7 @@ cdef class Queue(Descriptor):
     cdef void refill(self) noexcept nogil
     cdef uint32_t drain(self) noexcept nogil
     cdef uint32_t sendable(self, uint32_t wanted) noexcept nogil
+    cdef uint32_t most_pieces(self) noexcept nogil
     cdef void publish_tx(self) noexcept nogil
     cdef uint32_t filled_now(self) noexcept
     cdef bint has_room(self) noexcept nogil

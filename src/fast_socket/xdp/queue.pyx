@@ -24,6 +24,7 @@ from libc.string cimport memset
 
 from fast_socket.core.frames cimport FramePool, put_frame
 from fast_socket.core.memory cimport Region
+from fast_socket.xdp.headers cimport MOST_HEADER
 from fast_socket.xdp.ring cimport Ring, address_at, available, load_acquire, room, store_release
 
 from fast_socket.core.errors import ConfigError, DeviceError
@@ -50,6 +51,10 @@ cdef class Umem:
         if chunk != pool.geometry.tx_chunk or chunk & (chunk - 1) or chunk < LEAST_CHUNK:
             raise ConfigError(f"the pool's chunks are {chunk} and {pool.geometry.tx_chunk} bytes: AF_XDP wants one "
                               f"power of two from {LEAST_CHUNK} for both; `umem_layouts` makes such layouts")
+        if min(pool.geometry.rx_reserved, pool.geometry.tx_reserved) < MOST_HEADER:
+            raise ConfigError(f"the pool's l2_headroom is {pool.geometry.rx_reserved} for receiving and "
+                              f"{pool.geometry.tx_reserved} for sending: AF_XDP writes headers there and needs "
+                              f"{MOST_HEADER} in both; `umem_layouts` makes such layouts")
         self.chunk_size = chunk
         self.frames = pool.rx_frames + pool.tx_frames
         while 1 << self.shift < chunk:
@@ -99,8 +104,8 @@ cdef class Queue(Descriptor):
             raise DeviceError(f"the device behind this {self.what} moved an index past the end of its ring: close it")
         if self.counters.bad_descriptors and not self.bad_reported:
             self.bad_reported = True
-            raise DeviceError(f"the device handed back {self.counters.bad_descriptors} descriptor(s) of frames that it "
-                              f"does not have: they were dropped, and more will be counted in silence")
+            raise DeviceError(f"the device handed back {self.counters.bad_descriptors} descriptor(s) that it does not "
+                              f"have, or must not: they were dropped, and more will be counted in silence")
         return 0
 
     cdef bint broken(self) noexcept nogil:
@@ -154,6 +159,10 @@ cdef class Queue(Descriptor):
         """Descriptors that TX takes now, `wanted` or fewer, so that each has a completion to come home by."""
         cdef uint32_t most = self.completion.size - self.outstanding
         return room(&self.tx, min(wanted, most))
+
+    cdef uint32_t most_pieces(self) noexcept nogil:
+        """Descriptors that empty rings take: a packet with more never leaves."""
+        return min(self.tx.size, self.completion.size)
 
     cdef void publish_tx(self) noexcept nogil:
         store_release(self.tx.producer, self.tx.ours)

@@ -8,7 +8,9 @@ from fast_socket.xdp.ring cimport Ring
 
 @cython.final
 cdef class Wire:
-    cdef list queues                # of open SimulatedQueues
+    cdef void **queues              # the open SimulatedQueues, borrowed: each leaves before it goes
+    cdef uint32_t open_queues
+    cdef uint32_t places
     cdef readonly list devices
     cdef uint64_t random
     cdef public double drop
@@ -18,6 +20,8 @@ cdef class Wire:
     cdef public int64_t clock_ns
     cdef readonly uint64_t generation
 
+    cdef int plug_in(self, SimulatedQueue queue) except -1
+    cdef void unplug(self, SimulatedQueue queue) noexcept
     cdef double chance(self) noexcept
     cdef void carry(self, SimulatedQueue source, const uint8_t *frame, uint32_t length) noexcept
 
@@ -25,15 +29,13 @@ cdef class Wire:
 @cython.final
 cdef class SimulatedQueue(Queue):
     cdef Wire wire
-    cdef readonly object device
+    cdef readonly SimulatedDevice device
     cdef readonly uint32_t queue_id
     cdef Region block
-    cdef uint8_t mac[6]
     cdef uint32_t headroom
     cdef bint timestamps
     cdef bint multi_buffer
     cdef bint signalled
-    cdef bint sends_nothing
     cdef bytes pieces               # of a packet whose end is still to come
     cdef uint64_t *late             # completions that are held back
     cdef uint32_t late_count
@@ -41,6 +43,17 @@ cdef class SimulatedQueue(Queue):
 
     cdef uint32_t lay_out(self, Ring *ring, uint32_t entries, uint32_t entry_size, uint32_t at) noexcept
     cdef void complete(self, uint64_t address) noexcept
+    cdef void give_back(self) noexcept
     cdef void transmit(self) noexcept
     cdef void deliver(self, const uint8_t *frame, uint32_t length) noexcept
     cdef void signal(self) noexcept
+
+
+cdef class SimulatedDevice:
+    cdef readonly Wire wire
+    cdef readonly str name
+    cdef readonly bytes mac
+    cdef readonly tuple addresses
+    cdef readonly object ifindex
+    cdef readonly uint32_t mtu
+    cdef readonly uint32_t queue_count

@@ -35,17 +35,25 @@ class SimulatedQueue(Queue):
     def inject_frame(self, frame: bytes) -> None: ...
     def move_index(self, ring: str, by: int) -> None: ...
 
+@final
 class SimulatedDevice:
     zero_copy: bool
     driver_name: str
     numa_node: NumaNode
-    wire: Wire
-    name: str
-    mac: bytes
-    mtu: int
-    queue_count: int
-    ifindex: IfIndex
-    addresses: tuple[IPv4Interface | IPv6Interface, ...]
+    @property
+    def wire(self) -> Wire: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def mac(self) -> bytes: ...
+    @property
+    def mtu(self) -> int: ...
+    @property
+    def queue_count(self) -> int: ...
+    @property
+    def ifindex(self) -> IfIndex: ...
+    @property
+    def addresses(self) -> tuple[IPv4Interface | IPv6Interface, ...]: ...
     def __init__(
         self,
         wire: Wire,

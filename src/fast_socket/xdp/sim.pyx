@@ -11,8 +11,9 @@ Thread rules: everything happens under the GIL, within the call that sends.
 """
 
 cimport cython
-from libc.errno cimport errno
+from libc.errno cimport EBUSY, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from fast_socket.core.frames cimport FramePool
@@ -26,7 +27,7 @@ from ipaddress import ip_interface
 
 from fast_socket.core.affinity import QueueAffinity, available_cpus
 from fast_socket.core.capabilities import Capabilities, Support
-from fast_socket.core.errors import ConfigError, Error
+from fast_socket.core.errors import CapabilityError, ConfigError, Error
 from fast_socket.core.ids import IfIndex, NumaNode, QueueId
 from fast_socket.core.routes import Unresolved
 from fast_socket.xdp.egress import Egress
@@ -63,10 +64,32 @@ cdef class Wire:
     """
 
     def __cinit__(self, *, double drop=0.0, double duplicate=0.0, uint64_t seed=1):
-        self.queues, self.devices = [], []
+        self.devices = []
         self.drop, self.duplicate = drop, duplicate
         self.random = seed * 2 + 1
         self.clock_ns = 1_000_000_000
+
+    def __dealloc__(self):
+        free(self.queues)
+
+    cdef int plug_in(self, SimulatedQueue queue) except -1:
+        cdef void **grown
+        if self.open_queues == self.places:
+            grown = <void **> realloc(self.queues, (self.places + 16) * sizeof(void *))
+            if grown == NULL:
+                raise MemoryError("cannot plug in another simulated queue")
+            self.queues, self.places = grown, self.places + 16
+        self.queues[self.open_queues] = <void *> queue
+        self.open_queues += 1
+        return 0
+
+    cdef void unplug(self, SimulatedQueue queue) noexcept:
+        cdef uint32_t i, kept = 0
+        for i in range(self.open_queues):
+            if self.queues[i] != <void *> queue:
+                self.queues[kept] = self.queues[i]
+                kept += 1
+        self.open_queues = kept
 
     cdef double chance(self) noexcept:
         """A number from 0 to 1: xorshift64* (Marsaglia 2003, Vigna 2016)."""
@@ -78,15 +101,16 @@ cdef class Wire:
     cdef void carry(self, SimulatedQueue source, const uint8_t *frame, uint32_t length) noexcept:
         cdef SimulatedQueue target
         cdef bint group = length and frame[0] & 1
-        cdef uint32_t copies = 1
+        cdef uint32_t copies = 1, i
         if self.drop > 0 and self.chance() < self.drop:
             return
         if self.duplicate > 0 and self.chance() < self.duplicate:
             copies = 2
-        for target in self.queues:
+        for i in range(self.open_queues):
+            target = <SimulatedQueue> self.queues[i]
             if target.device is source.device or target.closed:
                 continue
-            if not group and (length < 6 or memcmp(target.mac, frame, 6)):
+            if not group and (length < 6 or memcmp(<const char *> target.device.mac, frame, 6)):
                 continue
             if target.queue_id != spread(frame, length, target.device.queue_count):
                 continue
@@ -96,13 +120,10 @@ cdef class Wire:
 
     def resume(self):
         """Take what waits in TX and give held completions back, as far as `paused` and `hold_completions` allow."""
-        cdef SimulatedQueue queue
-        for queue in list(self.queues):
-            queue.transmit()
-            queue._give_back()
-
-    def _changed(self):
-        self.generation += 1
+        cdef uint32_t i
+        for i in range(self.open_queues):
+            (<SimulatedQueue> self.queues[i]).transmit()
+            (<SimulatedQueue> self.queues[i]).give_back()
 
 
 cdef uint32_t spread(const uint8_t *frame, uint32_t length, uint32_t queues) noexcept:
@@ -132,8 +153,8 @@ cdef class SimulatedQueue(Queue):
         return at + 192 + (entries * entry_size + 63) // 64 * 64
 
     cdef void shut(self) noexcept:
-        if self.wire is not None and self.wire.queues is not None:       # None: collected before us
-            self.wire.queues = [queue for queue in self.wire.queues if queue is not self]
+        if self.wire is not None:
+            self.wire.unplug(self)
         if self.umem is not None:
             self.recover()
 
@@ -142,9 +163,8 @@ cdef class SimulatedQueue(Queue):
 
     cdef int kick(self) noexcept nogil:
         self.counters.kicks += 1
-        if not self.sends_nothing:
-            with gil:
-                self.transmit()
+        with gil:
+            self.transmit()
         return 0
 
     cdef void wake_rx(self) noexcept nogil:
@@ -164,9 +184,9 @@ cdef class SimulatedQueue(Queue):
         address_at(&self.completion, produced)[0] = address
         store_release(self.completion.producer, produced + 1)
 
-    def _give_back(self):
+    cdef void give_back(self) noexcept:
         cdef uint32_t i
-        if self.wire is None or self.wire.hold_completions:
+        if self.wire.hold_completions:
             return
         for i in range(self.late_count):
             self.complete(self.late[i])
@@ -275,16 +295,15 @@ cdef class SimulatedQueue(Queue):
         store_release(index, load_acquire(index) + by)
 
 
-def _open(FramePool pool not None, device, uint32_t queue, options):
-    cdef SimulatedQueue self
+cdef SimulatedQueue open_queue(FramePool pool, SimulatedDevice device, uint32_t queue, object options):
+    cdef SimulatedQueue self, other
     cdef int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-    cdef uint32_t at
+    cdef uint32_t at, i
     if fd < 0:
         raise Error("cannot make the eventfd of a simulated queue", errno)
     self = SimulatedQueue.__new__(SimulatedQueue, fd, "simulated queue")
     memset(self.statistics, 0, sizeof(self.statistics))
     self.device, self.wire, self.queue_id = device, device.wire, queue
-    memcpy(self.mac, <const char *> <bytes> device.mac, 6)
     self.headroom = options.rx_headroom(pool)
     self.timestamps, self.multi_buffer = options.wants_timestamps, options.multi_buffer
     self.pieces = b""
@@ -298,14 +317,17 @@ def _open(FramePool pool not None, device, uint32_t queue, options):
     self.late = <uint64_t *> (self.block.base + at)
     self.has_rings = True
     self.refill()
-    for other in self.wire.queues:
+    for i in range(self.wire.open_queues):
+        other = <SimulatedQueue> self.wire.queues[i]
         if other.device is device and other.queue_id == queue:
-            raise Error(f"queue {queue} of {device.name} is taken: close that socket, or use another queue", 16)
-    self.wire.queues.append(self)
+            raise Error(f"queue {queue} of {device.name} is taken: close that socket, or use another queue", EBUSY)
+    self.wire.plug_in(self)
     return self
 
 
-class SimulatedDevice:
+@cython.final
+@cython.no_gc_clear
+cdef class SimulatedDevice:
     """A network device on a `Wire`; give it to `XdpUdpSocket.open` or `XdpIpPacketSocket.open` in place of a name.
 
     `addresses` are "192.0.2.1/24" or "2001:db8::1/64" texts. Its router knows the addresses of every device on the
@@ -316,24 +338,27 @@ class SimulatedDevice:
     driver_name = "simulated"
     numa_node = NumaNode(-1)
 
-    def __init__(self, wire, name="sim0", *, addresses=(), mac=None, mtu=1500, queues=1):
+    def __cinit__(self, wire, name="sim0", *, addresses=(), mac=None, mtu=1500, queues=1):
         if not isinstance(wire, Wire):
             raise ConfigError(f"wire is {wire!r}: give a Wire")
+        if not isinstance(name, str):
+            raise ConfigError(f"name is {name!r}: give a str")
         for what, value, least, most in (("mtu", mtu, 68, 65_535), ("queues", queues, 1, 64)):
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 raise ConfigError(f"{what} is {value!r}: give an int from {least} to {most}")
         try:
-            self.addresses = tuple(ip_interface(text) for text in addresses)
-        except ValueError as error:
+            self.addresses = tuple([ip_interface(text) for text in addresses])
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"addresses is {addresses!r}: {error}") from None
         number = len(wire.devices) + 1
-        self.mac = bytes((2, 0, 0, 0, number >> 8, number & 255)) if mac is None else bytes(mac)
-        if len(self.mac) != 6:
-            raise ConfigError(f"mac is {mac!r}: give six bytes")
-        self.wire, self.name, self.mtu, self.queue_count = wire, name, mtu, queues
+        if mac is None:
+            mac = bytes((2, 0, 0, 0, number >> 8 & 255, number & 255))
+        if not isinstance(mac, bytes) or len(mac) != 6 or mac[0] & 1:
+            raise ConfigError(f"mac is {mac!r}: give six bytes, not those of a group")
+        self.mac, self.wire, self.name, self.mtu, self.queue_count = mac, wire, name, mtu, queues
         self.ifindex = IfIndex(FIRST_INDEX + number)
-        wire.devices.append(self)
-        wire._changed()
+        self.wire.devices.append(self)
+        self.wire.generation += 1
 
     def __repr__(self):
         return f"<SimulatedDevice {self.name}>"
@@ -361,10 +386,16 @@ class SimulatedDevice:
         """What the sockets open; see `fast_socket.xdp.queue`."""
         if not isinstance(queue, int) or isinstance(queue, bool) or not 0 <= queue < self.queue_count:
             raise ConfigError(f"queue is {queue!r}: {self.name} has {self.queue_count} queue(s), from 0")
-        return _open(pool, self, queue, options)
+        if options.mode == "zero_copy":
+            raise CapabilityError(f"{self.name} is simulated, it has no zero-copy mode: use mode='auto' or 'copy'")
+        return open_queue(pool, self, queue, options)
 
     def attach(self, queue, number, options):
         """Nothing: every packet of the queue is redirected."""
+        if options.program is not None:
+            raise ConfigError(f"program is given, but {self.name} is simulated and runs none: leave it out")
+        if options.attach == "offload":
+            raise CapabilityError(f"{self.name} is simulated, it has nothing to offload to: leave attach out")
         return None
 
 

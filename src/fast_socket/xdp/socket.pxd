@@ -21,6 +21,7 @@ cdef enum Stop:
     NO_DESTINATION
     WRONG_LENGTH
     TOO_LARGE
+    TOO_MANY_PIECES
     BAD_PACKET
     BAD_EGRESS
 

@@ -30,6 +30,8 @@ REFUSALS = {
     OUTSIDE_FRAME: (EINVAL, "its length leaves its frame, or its segments do not belong together"),
     NO_DESTINATION: (EDESTADDRREQ, "it has no destination: set one with append(data, to), or use send_to"),
     WRONG_LENGTH: (EINVAL, "the endpoint was prepared for packets of payload_len bytes only"),
+    TOO_MANY_PIECES: (EMSGSIZE, "it has more pieces than the rings ever take at once: ask for a larger tx_ring and "
+                                "completion_ring"),
     BAD_PACKET: (EPROTOTYPE, "it is not an IP datagram of this socket's families whose length field says its length"),
     BAD_EGRESS: (EADDRNOTAVAIL, "its egress is none that this socket has resolved"),
 }
@@ -215,7 +217,11 @@ cdef class XdpSocket:
             count, whole[0], bad = 0, 0, False
             while True:
                 if available(&queue.rx, count + 1) <= count:
-                    return 0
+                    if count < queue.rx.size:
+                        return 0
+                    queue.counters.bad_descriptors += 1         # a packet without an end fills the ring
+                    bad = True
+                    break
                 desc = desc_at(&queue.rx, queue.rx.ours + count)
                 whole[0] += desc.length
                 count += 1
@@ -293,6 +299,7 @@ cdef class XdpSocket:
     cdef int check_batch(self, Batch batch, bint transmit) except -1:
         if (batch.pool is not self.pool or batch.slots.v6 != self.options.v6
                 or batch.mask != (self.send_mask if transmit else self.recv_mask)
+                or (batch.slots.segment_sizes != NULL) != (transmit and not self.table.link_only)
                 or (batch.slots.local_ports != NULL) != self.options.several_ports
                 or (batch.slots.continued != NULL) != self.options.multi_buffer):
             raise ConfigError(f"this {'transmit' if transmit else 'receive'} batch belongs to another socket: use one "
@@ -301,8 +308,12 @@ cdef class XdpSocket:
 
     cdef uint32_t begin_receive(self, RecvBatch batch) except? 0xFFFFFFFF:
         """Empty the batch; returns the slots that may be filled."""
-        batch.vacate()
         self.queue.enter()
+        try:
+            batch.vacate()
+        except BaseException:
+            self.queue.leave()
+            raise
         return batch.capacity
 
     cdef int end_receive(self, RecvBatch batch, uint32_t count) except -1:

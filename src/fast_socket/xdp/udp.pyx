@@ -33,8 +33,8 @@ from fast_socket.xdp.headers cimport (
 from fast_socket.xdp.queue cimport HOME, Queue
 from fast_socket.xdp.ring cimport CONTINUED, Desc, Ring, available, desc_at, prefetch, store_release
 from fast_socket.xdp.socket cimport (
-    DONE, NO_DESTINATION, NO_FRAMES, OUTSIDE_FRAME, RING_FULL, TOO_LARGE, UNKNOWN_DESTINATION, WRONG_LENGTH, Outcome,
-    KEY, XdpSocket, add_pieces,
+    DONE, NO_DESTINATION, NO_FRAMES, OUTSIDE_FRAME, RING_FULL, TOO_LARGE, TOO_MANY_PIECES, UNKNOWN_DESTINATION,
+    WRONG_LENGTH, KEY, Outcome, XdpSocket, add_pieces,
 )
 
 from types import GenericAlias
@@ -210,12 +210,12 @@ cdef class XdpUdpSocket(XdpSocket):
 
     cdef int resolve_endpoint(self, XdpUdpEndpoint endpoint) except -1:
         """Write an endpoint's header anew."""
-        cdef Header *header = &endpoint.header
+        cdef Header header
         cdef uint8_t *ip
-        spec = endpoint.spec
+        spec, generation = endpoint.spec, self.table.generation
         destination = ip_address(spec.remote[0].partition("%")[0])
         source = None if spec.source is None else ip_address(spec.source).packed
-        self.table.resolve(destination, header, source)
+        self.table.resolve(destination, &header, source)
         ip = header.bytes + MOST_HEADER - UDP - (IPV6 if header.v6 else IPV4)
         if spec.ecn is not None:
             if header.v6:
@@ -227,8 +227,8 @@ cdef class XdpUdpSocket(XdpSocket):
         if spec.source_port is not None:
             store16(header.bytes + MOST_HEADER - UDP, htons(spec.source_port))
         store16(header.bytes + MOST_HEADER - UDP + 2, htons(spec.remote[1]))
-        finish_sums(header)
-        endpoint.generation = self.table.generation
+        finish_sums(&header)
+        endpoint.header, endpoint.generation = header, generation       # at once: others may be sending to it
         return 0
 
     def recv(self, XdpUdpRecvBatch batch not None):
@@ -446,7 +446,7 @@ cdef class XdpUdpSocket(XdpSocket):
             outcome.stop = OUTSIDE_FRAME
             return 0
         if pieces > most:
-            outcome.stop = RING_FULL
+            outcome.stop = TOO_MANY_PIECES if pieces > queue.most_pieces() else RING_FULL
             return 0
         if (IPV6 if header.v6 else IPV4) + UDP + whole > header.mtu:
             outcome.stop, outcome.limit = TOO_LARGE, header.mtu - (IPV6 if header.v6 else IPV4) - UDP
@@ -624,7 +624,7 @@ cdef inline uint32_t receive(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch bat
                 queue.counters.bad_descriptors += 1
                 continue
             places[frame] = HOME
-            if (address & (chunk - 1)) + length > chunk or (address & (chunk - 1)) < least:
+            if (address & (chunk - 1)) + length > chunk or (address & (chunk - 1)) < least or desc.options:
                 queue.counters.bad_descriptors += 1
                 put_frame(queue.pool, frame)
                 continue
@@ -708,7 +708,9 @@ cdef inline void build(XdpUdpSocket self, Queue queue, XdpUdpTxBatch batch, cons
             break
         if to_endpoint:
             size = segment_size
-            if payload_len >= 0 and length != <uint64_t> payload_len:
+            # Shorter by whole segments: the rest of a packet that was cut when rings or frames ran out.
+            if payload_len >= 0 and length != payload_len and not (
+                    size and length < payload_len and (payload_len - length) % size == 0):
                 outcome.stop = WRONG_LENGTH
                 break
         else:

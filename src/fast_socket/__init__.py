@@ -37,6 +37,7 @@ from fast_socket.core.metadata import (
     UdpRecvMeta,
 )
 from fast_socket.core.packet import FrozenPacket, PacketBuffer
+from fast_socket.core.placement import MemoryPlacement
 from fast_socket.core.polling import BusyPollDriver, WaitDriver
 from fast_socket.core.routes import EgressResolver, NeighborTable, Route, RouteTable, Unresolved
 from fast_socket.core.traits import BusyPoll, IpPacketSocket, PollDriver, RawDevice, UdpSocket, WaitDriven
@@ -91,6 +92,7 @@ __all__ = [
     "IpFamilies",
     "IpPacketRecvMeta",
     "IpPacketSocket",
+    "MemoryPlacement",
     "Metadata",
     "NeighborTable",
     "NumaNode",

@@ -36,6 +36,8 @@ class NoRouter:
         ({"attach": "offload"}, fs.CapabilityError, "offload"),
         ({"metadata": fs.Metadata.TXTIME}, fs.CapabilityError, "OS sockets"),
         ({"pool": "mine"}, fs.ConfigError, "pool"),
+        ({"numa_node": 1000}, fs.ConfigError, "numa_node"),
+        ({"numa_node": "mine"}, fs.ConfigError, "numa_node"),
     ],
 )
 def test_options_that_cannot_work(device: Any, options: Any, kind: Any, message: str) -> None:

@@ -641,6 +641,15 @@ def test_close_leaves_nothing_attached(ends: Ends, attach: str) -> None:
             use()
 
 
+def test_memory_is_where_it_was_asked_for(ends: Ends, caplog: pytest.LogCaptureFixture) -> None:
+    near = ends.open(0, huge_pages=True, numa_node=0)
+    placement = near.pool.memory.placement()
+    assert placement.resident in (near.pool.memory.size, None)  # registered, so all of it is in use
+    assert placement.nodes == {0: near.pool.memory.size} or "numa_node" in caplog.text
+    assert placement.huge == near.pool.memory.size or "huge_pages" in caplog.text
+    passes(near, ends.open(1, numa_node="device"), ends)
+
+
 @modes
 def test_a_forked_child_takes_nothing_along(ends: Ends, attach: str) -> None:
     near, far = ends.pair(attach=attach)

@@ -13,6 +13,7 @@ class FramePool:
         rx_layout: BufferLayout,
         tx_layout: BufferLayout,
         huge_pages: bool = False,
+        numa_node: int | None = None,
     ) -> None: ...
     @property
     def memory(self) -> Region: ...

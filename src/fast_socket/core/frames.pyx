@@ -33,11 +33,13 @@ cdef class FramePool:
     """Frames for receiving and for transmitting, in one region of memory.
 
     Sockets make their own pool unless they are given one; sockets that share a pool can forward to each other without
-    a copy. `huge_pages` asks for transparent huge pages, `memory.huge_pages` says whether the kernel agreed. Thread
-    rules: any thread may use it. Raises `ConfigError` for counts out of range.
+    a copy. `huge_pages` asks for transparent huge pages, `memory.huge_pages` says whether the kernel agreed;
+    `numa_node` for memory of that node. `memory.placement()` says what came of it. Thread rules: any thread may use it.
+    Raises `ConfigError` for counts out of range and for a node that is not there.
     """
 
-    def __cinit__(self, *, rx_frames, tx_frames, rx_layout, tx_layout, bint huge_pages=False):
+    def __cinit__(self, *, rx_frames, tx_frames, rx_layout, tx_layout, bint huge_pages=False,
+                  numa_node=None):
         cdef uint32_t i
         cdef Geometry *g = &self.geometry
         for name, value in (("rx_frames", rx_frames), ("tx_frames", tx_frames)):
@@ -56,7 +58,8 @@ cdef class FramePool:
             raise ConfigError("the layouts were changed after they were made: make new ones")
         # The transmit part starts at a multiple of its own chunk size, so that aligned chunks stay aligned.
         g.tx_start = (<uint64_t> g.rx_frames * g.rx_chunk + g.tx_chunk - 1) // g.tx_chunk * g.tx_chunk
-        self.memory = Region(g.tx_start + <uint64_t> self.tx_frames * g.tx_chunk, huge_pages=huge_pages)
+        self.memory = Region(g.tx_start + <uint64_t> self.tx_frames * g.tx_chunk, huge_pages=huge_pages,
+                             numa_node=numa_node)
         self.base = self.memory.base
         self.stacks = Region((<size_t> self.rx_frames + self.tx_frames) * sizeof(uint32_t))
         self.rx_stack = <uint32_t *> self.stacks.base

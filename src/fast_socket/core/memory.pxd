@@ -7,6 +7,8 @@ cdef class Region:
     cdef readonly size_t size
     cdef readonly bint huge_pages
 
+    cdef int prefer(self, object node) except -1
+
 
 cdef class Column:
     cdef object owner

@@ -115,9 +115,25 @@ class XdpDevice:
         if not self._interface.up:
             raise DeviceError(f"{self.name} is down: bring it up (ip link set {self.name} up)")
         opened: Queue = open_kernel_queue(pool, self, queue, options)
+        self._check_placement(pool, options)
         if not opened.zero_copy:
             log.info("queue %d of %s runs in copy mode", queue, self.name)
         return opened
+
+    def _check_placement(self, pool: FramePool, options: CheckedOptions) -> None:
+        """The kernel took every page of the UMEM into use when it was registered: now is known where they are."""
+        if not options.huge_pages and options.numa_node is None:
+            return
+        size, placement = pool.memory.size, pool.memory.placement()
+        if options.huge_pages and placement.huge < size:
+            log.warning(
+                "huge_pages: %d of %d bytes of the UMEM are in huge pages (memory is short or in pieces, or "
+                "/sys/kernel/mm/transparent_hugepage/enabled says never)", placement.huge, size,
+            )  # fmt: skip
+        node = int(self.numa_node) if options.numa_node == "device" else options.numa_node
+        if isinstance(node, int) and node >= 0 and placement.nodes.get(node, 0) < size:
+            log.warning("numa_node=%d: that node had not memory enough, the UMEM lies on %s (node: bytes)",
+                        node, dict(placement.nodes))  # fmt: skip
 
     def attach(self, opened: Queue, queue: int, options: CheckedOptions) -> Attachment:
         """Have packets redirected to an open queue: by the caller's program, or by one of the socket's own."""

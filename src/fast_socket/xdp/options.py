@@ -33,7 +33,7 @@ class XdpOptions(TypedDict, total=False):
     """The metadata columns wanted. Default none; what is not asked for costs nothing."""
     pool: FramePool | None
     """Frames shared with other sockets: one UMEM for all (XDP_SHARED_UMEM); its layouts must be `umem_layouts`.
-    Excludes the next five. Default: a pool of its own."""
+    Excludes the next six. Default: a pool of its own."""
     rx_layout: BufferLayout | None
     tx_layout: BufferLayout | None
     rx_frames: int
@@ -42,6 +42,9 @@ class XdpOptions(TypedDict, total=False):
     """Default 4096."""
     huge_pages: bool
     """Ask for transparent huge pages for the UMEM. Default False."""
+    numa_node: int | Literal["device"] | None
+    """Take the UMEM's memory from this NUMA node, or from the device's own. Default None: where the thread runs that
+    opens the socket. What came of this and of `huge_pages`, ``pool.memory.placement()`` says; less is logged."""
     min_batch: int
     """With max_wait: hold a wake-up back while receives return fewer packets than this. Default 1."""
     max_wait: float
@@ -153,6 +156,7 @@ class CheckedOptions:
     rx_frames: int = 0
     tx_frames: int = 0
     huge_pages: bool = False
+    numa_node: int | str | None = None
     driver: type[WaitDriver] | type[BusyPollDriver] = WaitDriver
     min_batch: int = 1
     max_wait: float = 0.0
@@ -293,6 +297,8 @@ class CheckedOptions:
             value = getattr(self, name)
             if not isinstance(value, str | type) or value not in accepted:
                 raise ConfigError(f"{name} is {value!r}: give one of {accepted}")
+        if isinstance(self.numa_node, str) and self.numa_node != "device":
+            raise ConfigError(f"numa_node is {self.numa_node!r}: give a node's number, 'device' or None")
         if isinstance(self.max_wait, bool) or not isinstance(self.max_wait, int | float) or not 0 <= self.max_wait <= 1:
             raise ConfigError(f"max_wait is {self.max_wait!r}: give seconds from 0 to 1")
         if self.router is not None and not (
@@ -306,9 +312,11 @@ class CheckedOptions:
             raise CapabilityError(f"AF_XDP sockets do not offer {unavailable}: OS sockets do")
         if self.pool is not None and (
             self.rx_layout or self.tx_layout or self.rx_frames or self.tx_frames or self.huge_pages
-        ):
+            or self.numa_node is not None
+        ):  # fmt: skip
             raise ConfigError(
-                "pool is given: its frames are fixed, leave rx_layout, tx_layout, rx_frames, tx_frames, huge_pages out"
+                "pool is given: its frames are fixed, leave rx_layout, tx_layout, rx_frames, tx_frames, huge_pages and "
+                "numa_node out"
             )
 
     def fill_entries(self, pool: FramePool) -> int:
@@ -337,6 +345,9 @@ class CheckedOptions:
         mtu = device.mtu
         if self.multi_buffer:
             mtu = min(mtu, MOST_CHUNK - XDP_HEADROOM - LINK_OVERHEAD - L2_HEADROOM)
+        node = self.numa_node
+        if isinstance(node, str):  # "device"; -1: it has none, all are as near
+            node = None if device.numa_node < 0 else int(device.numa_node)
         rx_layout, tx_layout = umem_layouts(self.rx_layout, self.tx_layout, mtu=mtu)
         return FramePool(
             rx_frames=self.rx_frames or 4096,
@@ -344,6 +355,7 @@ class CheckedOptions:
             rx_layout=rx_layout,
             tx_layout=tx_layout,
             huge_pages=self.huge_pages,
+            numa_node=node,
         )
 
 

@@ -21,7 +21,7 @@ from cpython.ref cimport Py_REFCNT
 from libc.errno cimport ENOBUFS
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memset, strchr
 
 import re
 
@@ -285,7 +285,8 @@ cdef int open_source(object payload, Py_buffer *source, str what) except -1:
     except (ValueError, BufferError) as error:
         raise ConfigError(f"{what}: {error}; numpy.ascontiguousarray makes a copy that will do") from None
     # In a structured format (PEP 3118) what stands between colons are names.
-    if source.format != NULL and b"O" in re.sub(rb":[^:]*:", b"", <bytes> source.format):
+    if (source.format != NULL and strchr(source.format, b"O") != NULL
+            and b"O" in re.sub(rb":[^:]*:", b"", <bytes> source.format)):
         PyBuffer_Release(source)
         raise ConfigError(f"{what}: an array of Python objects: give numbers or bytes")
     return 0

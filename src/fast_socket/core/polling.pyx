@@ -61,8 +61,10 @@ cdef extern from *:
 # A busy poller looks for signals and for a close this often, so that Ctrl-C is prompt and the GIL is let alone.
 cdef int64_t SPIN_SLICE_NS = 10_000_000
 
+cdef enum:
+    LOOKS_PER_CLOCK = 16        # of a busy poller that looks at memory: the clock takes longer than a look
 
-# And one whose rings the kernel calls ready while we see nothing in them looks again after this time.
+# One whose rings the kernel calls ready while we see nothing in them looks again after this time.
 cdef int64_t RING_PAUSE_NS = 20_000
 
 
@@ -152,6 +154,7 @@ cdef class Driver:
         cdef int64_t deadline = -1, slice_end, left, pause_ns = 0
         cdef uint64_t woken
         cdef int ready = 0, error = 0
+        cdef unsigned int turns = 0, looks = LOOKS_PER_CLOCK if descriptor.has_rings and timeout != 0 else 1
         if timeout is not None:
             if not isinstance(timeout, (int, float)) or not 0 <= timeout <= 1e9:
                 raise ConfigError(f"timeout is {timeout!r}: give seconds from 0, or None to wait for ever")
@@ -167,6 +170,8 @@ cdef class Driver:
             fds[0].revents = fds[1].revents = 0
             if events & POLLIN and self.last_batch < self.min_batch:
                 pause_ns = <int64_t> (self.max_wait * 1e9)
+            if descriptor.has_rings and events == POLLIN and pause_ns == 0 and descriptor.look(events):
+                return 1                # a look at memory: not worth letting the GIL go
             while True:
                 with nogil:
                     if spin:
@@ -175,7 +180,10 @@ cdef class Driver:
                             slice_end = deadline
                         while True:
                             ready = descriptor.look(events)
-                            if ready != 0 or now_ns() >= slice_end:
+                            if ready != 0:
+                                break
+                            turns += 1
+                            if turns % looks == 0 and now_ns() >= slice_end:
                                 break
                             pause_cpu()
                     elif descriptor.has_rings and descriptor.look(events):

@@ -76,7 +76,8 @@ cdef class HeaderTable:
     cdef bint is_current(self) except -1:
         """Whether what is here still holds; otherwise it is forgotten."""
         generation = self.router.generation
-        if self.generation is not None and generation == self.router_generation:
+        if self.generation is not None and (generation is self.router_generation
+                                            or generation == self.router_generation):
             return True
         self.forget()
         self.router_generation = generation

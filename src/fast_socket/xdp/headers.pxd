@@ -9,8 +9,15 @@ from libc.string cimport memcpy, memset
 
 from fast_socket.core.addresses cimport htons, ntohs
 
-cdef extern from "<arpa/inet.h>" nogil:
-    uint32_t htonl(uint32_t value)
+cdef extern from *:
+    """
+    #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    #define FAST_SOCKET_BE64(value) __builtin_bswap64(value)
+    #else
+    #define FAST_SOCKET_BE64(value) (value)
+    #endif
+    """
+    uint64_t be64 "FAST_SOCKET_BE64"(uint64_t value) noexcept nogil
 
 cdef enum:
     ETHERNET = 14
@@ -80,32 +87,19 @@ cdef inline void store16(uint8_t *at, uint16_t value) noexcept nogil:
 
 
 cdef inline uint64_t add_words(const uint8_t *data, size_t length, uint64_t total) noexcept nogil:
-    """Add the 16-bit words of `data` in the machine's own order, which RFC 1071 allows; an odd byte is padded. Ones'
-    complement sums may be taken over wider words as long as carries come round again."""
-    cdef uint64_t word
+    """Add the 16-bit words of `data` in the machine's own order, which RFC 1071 allows; an odd byte is padded. Words of
+    four bytes are as good, and 64 bits hold the sum of any datagram's without a carry."""
+    cdef uint64_t word, upper = total >> 32, lower = total & <uint64_t> 0xFFFFFFFF
     cdef uint16_t half
-    while length >= 32:
-        memcpy(&word, data, 8)
-        total += word
-        total += total < word
-        memcpy(&word, data + 8, 8)
-        total += word
-        total += total < word
-        memcpy(&word, data + 16, 8)
-        total += word
-        total += total < word
-        memcpy(&word, data + 24, 8)
-        total += word
-        total += total < word
-        data += 32
-        length -= 32
     while length >= 8:
         memcpy(&word, data, 8)
-        total += word
-        total += total < word
+        upper += word >> 32
+        lower += word & <uint64_t> 0xFFFFFFFF
         data += 8
         length -= 8
-    total = (total & <uint64_t> 0xFFFFFFFF) + (total >> 32)
+    total = upper + lower
+    if length == 0:
+        return total
     while length >= 2:
         memcpy(&half, data, 2)
         total += half
@@ -120,10 +114,11 @@ cdef inline uint64_t add_words(const uint8_t *data, size_t length, uint64_t tota
 
 cdef inline uint16_t fold(uint64_t total) noexcept nogil:
     """A sum as the 16-bit ones' complement sum, not yet inverted."""
-    total = (total & <uint64_t> 0xFFFFFFFF) + (total >> 32)
-    total = (total & <uint64_t> 0xFFFF) + (total >> 16)
-    total = (total & <uint64_t> 0xFFFF) + (total >> 16)
-    return <uint16_t> ((total & <uint64_t> 0xFFFF) + (total >> 16))
+    cdef uint32_t half
+    total += total >> 32 | total << 32          # both halves hold the sum, the upper one with the carry of the lower
+    half = <uint32_t> (total >> 32)
+    half += half >> 16 | half << 16
+    return <uint16_t> (half >> 16)
 
 
 cdef inline uint64_t pseudo_sum(const uint8_t *ip, bint v6, uint32_t protocol) noexcept nogil:
@@ -213,14 +208,17 @@ cdef inline Verdict parse_udp(const uint8_t *frame, uint32_t length, uint32_t wh
 cdef inline uint32_t plain_udp_v4(const uint8_t *frame, uint32_t length) noexcept nogil:
     """The shape of nearly all datagrams, told with few instructions: untagged, IPv4 without options, no fragment,
     UDP, lengths that agree. Returns the UDP length, 0 for any other shape: `parse_udp` finds out which."""
-    cdef uint32_t start
+    cdef uint64_t start, rest
     cdef uint32_t total, size
     if length < ETHERNET + IPV4 + UDP:
         return 0
-    memcpy(&start, frame + 12, 4)
-    if (htonl(start) & <uint32_t> 0xFFFFFF00) != 0x08004500 or frame[23] != PROTOCOL_UDP or be16(frame + 20) & 0x3FFF:
+    memcpy(&start, frame + 8, 8)            # of it: ethertype, version and header length
+    memcpy(&rest, frame + 16, 8)            # total length, identification, flags and fragment offset, TTL, protocol
+    rest = be64(rest)
+    if ((start ^ be64(0x08004500)) & be64(<uint64_t> 0xFFFFFF00)
+            or (rest & <uint64_t> 0x3FFF00FF) != PROTOCOL_UDP):
         return 0
-    total, size = be16(frame + 16), be16(frame + 38)
+    total, size = <uint32_t> (rest >> 48), be16(frame + 38)
     if size < UDP or IPV4 + size > total or ETHERNET + total > length:
         return 0
     return size

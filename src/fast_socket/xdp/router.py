@@ -59,6 +59,8 @@ class XdpQueueLocalRouter:
             self.close()
             raise ConfigError(f"interface {link.name!r} has no Ethernet address: give an Ethernet device")
         self._interface = link.index
+        self.generation = self._snapshot.generation
+        """Grows when `refresh` finds that an earlier egress may be stale. An attribute: every send reads it."""
         self._lock = threading.Lock()  # resolve() reads one reference without it
         self._asked: dict[_Neighbor, float] = {}
         self._looked: dict[_Neighbor, float] = {}
@@ -85,11 +87,6 @@ class XdpQueueLocalRouter:
     def snapshot(self) -> RouteSnapshot:
         """What it answers from now."""
         return self._snapshot
-
-    @property
-    def generation(self) -> int:
-        """Grows when `refresh` finds that an earlier egress may be stale."""
-        return self._snapshot.generation
 
     def resolve(self, destination: IpAddress) -> Egress | Unresolved:
         """The egress to a destination, or why there is none now.
@@ -146,6 +143,7 @@ class XdpQueueLocalRouter:
                 self._snapshot = self._there(RouteSnapshot.read, interface=self._interface, after=before)
             except ConfigError as error:
                 raise DeviceError(f"interface {before.link(self._interface).name!r} is gone: {error}") from error
+            self.generation = self._snapshot.generation
             now = time.monotonic()
             self._asked = {key: at for key, at in self._asked.items() if now - at < ASK_SECONDS}
             self._looked = {key: at for key, at in self._looked.items() if now - at < LOOK_SECONDS}

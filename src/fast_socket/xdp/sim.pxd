@@ -57,3 +57,8 @@ cdef class SimulatedDevice:
     cdef readonly object ifindex
     cdef readonly uint32_t mtu
     cdef readonly uint32_t queue_count
+
+
+@cython.final
+cdef class SimulatedRouter:
+    cdef readonly SimulatedDevice device

@@ -399,10 +399,12 @@ cdef class SimulatedDevice:
         return None
 
 
-class SimulatedRouter:
+@cython.final
+@cython.no_gc_clear
+cdef class SimulatedRouter:
     """Resolves the addresses of the devices on a wire, and groups. Satisfies `XdpUdpRouter`."""
 
-    def __init__(self, device):
+    def __cinit__(self, SimulatedDevice device not None):
         self.device = device
 
     @property
@@ -412,19 +414,23 @@ class SimulatedRouter:
 
     def resolve(self, destination):
         """An `Egress`, or `Unresolved.NO_ROUTE`."""
-        device = self.device
-        source = next((a.ip for a in device.addresses if a.version == destination.version), None)
-        mac = None
+        cdef SimulatedDevice device = self.device
+        source = mac = None
+        for address in device.addresses:
+            if address.version == destination.version:
+                source = address.ip
+                break
         if destination.is_multicast:
             packed = destination.packed
             # RFC 1112, section 6.4; RFC 2464, section 7
             mac = (bytes((1, 0, 0x5E, packed[1] & 0x7F)) + packed[2:] if destination.version == 4
                    else b"\x33\x33" + packed[12:])
         for other in device.wire.devices:
-            if any(destination == a.ip for a in other.addresses):
-                mac = other.mac
-            if any(destination == a.network.broadcast_address != a.ip for a in other.addresses if a.version == 4):
-                mac = b"\xff" * 6
+            for address in other.addresses:
+                if destination == address.ip:
+                    mac = other.mac
+                elif address.version == 4 and destination == address.network.broadcast_address:
+                    mac = b"\xff" * 6
         if mac is None:
             return Unresolved.NO_ROUTE
         return Egress(interface=device.ifindex, source_mac=device.mac, destination_mac=mac, mtu=device.mtu,

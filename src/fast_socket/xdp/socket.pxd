@@ -50,6 +50,8 @@ cdef class XdpSocket:
     cdef HeaderTable table
     cdef bint hold
     cdef bint owns_router
+    cdef bint records_v6            # address records are IPv6 ones, IPv4 mapped into them
+    cdef bint several_ports
     cdef bint pieces                # packets may span frames
     cdef uint32_t queue_number
     cdef unsigned int recv_mask

@@ -70,7 +70,7 @@ cdef class XdpSocket:
         self.metadata = options.metadata
         self.hold = options.unresolved == "hold"
         self.pool = options.make_pool(device)
-        self.pieces = options.multi_buffer
+        self.records_v6, self.several_ports, self.pieces = options.v6, options.several_ports, options.multi_buffer
         self.queue = device.open_queue(self.pool, queue, options)
         self.queue_number = queue
         try:
@@ -179,6 +179,8 @@ cdef class XdpSocket:
 
     cdef int ring_doorbell(self) except -1:
         cdef int error
+        if load_acquire(self.queue.tx.consumer) == self.queue.tx.ours:
+            return 0                    # nothing waits
         with nogil:
             error = self.queue.kick()
         if error:
@@ -297,11 +299,11 @@ cdef class XdpSocket:
             slots.frames[slot + i] = NO_FRAME
 
     cdef int check_batch(self, Batch batch, bint transmit) except -1:
-        if (batch.pool is not self.pool or batch.slots.v6 != self.options.v6
+        if (batch.pool is not self.pool or batch.slots.v6 != self.records_v6
                 or batch.mask != (self.send_mask if transmit else self.recv_mask)
                 or (batch.slots.segment_sizes != NULL) != (transmit and not self.table.link_only)
-                or (batch.slots.local_ports != NULL) != self.options.several_ports
-                or (batch.slots.continued != NULL) != self.options.multi_buffer):
+                or (batch.slots.local_ports != NULL) != self.several_ports
+                or (batch.slots.continued != NULL) != self.pieces):
             raise ConfigError(f"this {'transmit' if transmit else 'receive'} batch belongs to another socket: use one "
                               f"made by this socket's {'tx' if transmit else 'recv'}_batch")
         return 0

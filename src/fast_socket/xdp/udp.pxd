@@ -23,7 +23,6 @@ cdef class XdpUdpEndpoint:
 cdef class XdpUdpSocket(XdpSocket):
     cdef bint v4                    # which families it takes
     cdef bint v6
-    cdef bint records_v6            # and what its address records are
     cdef bint checksums
     cdef bint plain                 # no column of the batch touches the headers
     cdef bint timestamps

@@ -680,7 +680,7 @@ cdef inline void build(XdpUdpSocket self, Queue queue, XdpUdpTxBatch batch, cons
     # Copies of what no store in the loop can change, as the compiler cannot know.
     cdef Slots slots = batch.slots
     cdef Ring tx
-    cdef Geometry geometry = queue.pool.geometry
+    cdef uint64_t chunk = queue.umem.chunk_size, within = chunk - 1
     cdef uint32_t *places = queue.umem.places
     cdef uint8_t *base = queue.pool.base
     cdef const Header *header = fixed
@@ -703,7 +703,7 @@ cdef inline void build(XdpUdpSocket self, Queue queue, XdpUdpTxBatch batch, cons
         frame = slots.frames[slot]
         length = slots.lengths[slot]
         offset = slots.offsets[slot]
-        if offset + length > chunk_end(&geometry, frame):
+        if (offset & within) + length > chunk:
             outcome.stop = OUTSIDE_FRAME
             break
         if to_endpoint:

@@ -49,7 +49,8 @@ PORTS = 65536
 PORT_WORDS = PORTS // 64
 MAX_QUEUES = 4096
 CONFIG = struct.Struct("=6I")
-SETTINGS = struct.Struct("=4I16s")
+SETTINGS = struct.Struct("=4I16s16s16s")
+MANY_ADDRESSES = 2  # of `check_addresses`: 0 is any, 1 one
 ADDRESS_SIZE = 16
 ZERO = bytes(4)
 
@@ -65,7 +66,7 @@ LAYOUT = {
 }
 HANDED_OVER = ("program", *LAYOUT, "link")
 """What makes up a program, in the order of the hand-over message. The link is there while it is attached."""
-MESSAGE = b"fast_socket.xdp1"
+MESSAGE = b"fast_socket.xdp2"
 """The data beside the fds. A change of `LAYOUT` or of the order above takes another digit."""
 
 REFUSED_HERE = {errno.EPERM, errno.EACCES, errno.EBUSY, errno.EEXIST, errno.ENODEV}
@@ -80,6 +81,8 @@ class Settings(NamedTuple):
     check_1: int
     attached: int
     device: bytes
+    one_address_0: bytes
+    one_address_1: bytes
 
 
 class XdpMode(Enum):
@@ -400,8 +403,12 @@ class XdpProgram:
             else:
                 self._library.delete(addresses, key)
         update(self._fd("ports"), new.to_bytes(4, sys.byteorder), filter.bitmap())
-        check = bool(wanted)
-        settings = settings._replace(check_1=check) if new else settings._replace(check_0=check)
+        check = min(len(wanted), MANY_ADDRESSES)
+        one = next(iter(wanted), bytes(ADDRESS_SIZE))
+        if new:
+            settings = settings._replace(check_1=check, one_address_1=one)
+        else:
+            settings = settings._replace(check_0=check, one_address_0=one)
         self._note(settings)
         self._note(settings._replace(generation=new))
         for key in present.keys() - wanted:

@@ -38,20 +38,23 @@ volatile const struct {
 // Free to change while frames arrive. Ports and addresses exist in two generations; the one that is not in force is
 // written first and `generation` last, so that a frame meets the old filter or the new one and never a mixture.
 // `attached` and `device` are notes of user space to whoever takes the program over.
+enum { ANY_ADDRESS, ONE_ADDRESS, MANY_ADDRESSES };
+
+struct address {
+    __u8 bytes[16];         // IPv4 as ::ffff:a.b.c.d
+};
+
 volatile struct {
     __u32 generation;
     __u32 check_addresses[2];
     __u32 attached;
     char device[16];
+    __u64 one_address[2][2];    // of ONE_ADDRESS: compared here, which saves the hash
 } settings SEC(".data") = {};
 
 #define PORT_WORDS 1024     // 65536 bits
 #define MAX_QUEUES 64       // replaced when loaded
 #define MAX_ADDRESSES 2048  // two generations of 1024
-
-struct address {
-    __u8 bytes[16];         // IPv4 as ::ffff:a.b.c.d
-};
 
 struct ports {
     __u64 words[PORT_WORDS];
@@ -179,6 +182,7 @@ INLINE enum outcome classify(struct xdp_md *ctx, __u32 generation) {
     union {
         struct address bytes;
         __u32 words[4];
+        __u64 halves[2];
     } address = {};
     __u32 protocol, payload;            // payload: what the IP header says is behind it
 
@@ -259,13 +263,20 @@ INLINE enum outcome classify(struct xdp_md *ctx, __u32 generation) {
         return NOT_IP;
     }
 
-    if (settings.check_addresses[generation]) {
+    __u32 check = settings.check_addresses[generation];
+    if (check != ANY_ADDRESS) {
         // On the wire ::ffff:a.b.c.d is nobody's address, and must not be taken for the IPv4 one.
         if (type == ETHERTYPE_IPV6 && !address.words[0] && !address.words[1] && address.words[2] == NET32(0xffff))
             return OTHER_ADDRESS;
-        __u32 *generations = lookup(&addresses, &address);
-        if (!generations || !(*generations >> generation & 1))
-            return OTHER_ADDRESS;
+        if (check == ONE_ADDRESS) {
+            if (address.halves[0] != settings.one_address[generation][0]
+                || address.halves[1] != settings.one_address[generation][1])
+                return OTHER_ADDRESS;
+        } else {
+            __u32 *generations = lookup(&addresses, &address);
+            if (!generations || !(*generations >> generation & 1))
+                return OTHER_ADDRESS;
+        }
     }
 
     if (config.mode == MODE_ALL_IP) {
@@ -301,9 +312,12 @@ INLINE enum outcome classify(struct xdp_md *ctx, __u32 generation) {
 static long (*adjust_meta)(struct xdp_md *ctx, int delta) = (void *)BPF_FUNC_xdp_adjust_meta;
 extern int bpf_xdp_metadata_rx_timestamp(const struct xdp_md *ctx, __u64 *timestamp) SEC(".ksyms");
 
-// Nanoseconds in front of the frame, 0 where the device has none. False where there is no room for them.
-INLINE int stamp(struct xdp_md *ctx) {
+// Nanoseconds in front of the frame, 0 where the device has none. False where there is no room for them, or no socket:
+// a frame that stays with the kernel must not be stamped. The socket may be gone a moment later all the same.
+INLINE int stamp(struct xdp_md *ctx, __u32 queue) {
     __u64 time = 0;
+    if (!lookup(&xsks, &queue))
+        return 0;
     if (bpf_xdp_metadata_rx_timestamp(ctx, &time))
         time = 0;
     if (adjust_meta(ctx, -(int)sizeof(time)))
@@ -317,7 +331,7 @@ INLINE int stamp(struct xdp_md *ctx) {
 
 #else
 
-INLINE int stamp(struct xdp_md *ctx) {
+INLINE int stamp(struct xdp_md *ctx, __u32 queue) {
     return 1;
 }
 
@@ -329,10 +343,8 @@ int redirect(struct xdp_md *ctx) {
     __u32 outcome = classify(ctx, settings.generation & 1);
 
     if (outcome == REDIRECTED) {
-        // A frame that stays with the kernel must not be stamped, so look before stamping. The socket may be gone
-        // a moment later all the same.
         action = config.miss_action;
-        if (lookup(&xsks, &queue) && stamp(ctx))
+        if (stamp(ctx, queue))
             action = redirect_map(&xsks, queue, config.miss_action);
         if (action != XDP_REDIRECT)
             outcome = NO_SOCKET;

@@ -23,7 +23,7 @@ from fast_socket.xdp.headers cimport (
     be16, parse_ip, parse_udp, store16, udp_checksum_status,
 )
 from fast_socket.xdp.queue cimport HOME, Queue, frame_at
-from fast_socket.xdp.ring cimport CONTINUED, Desc, available, desc_at, store_release
+from fast_socket.xdp.ring cimport CONTINUED, Desc, available, desc_at, extent, outside, store_release
 from fast_socket.xdp.socket cimport (
     BAD_EGRESS, BAD_PACKET, DONE, OUTSIDE_FRAME, RING_FULL, TOO_LARGE, TOO_MANY_PIECES, UNKNOWN_DESTINATION, KEY,
     Outcome, XdpSocket, add_pieces,
@@ -300,7 +300,7 @@ cdef inline uint32_t receive(XdpIpPacketSocket self, Queue queue, XdpIpRecvBatch
                 queue.counters.bad_descriptors += 1
                 continue
             places[frame] = HOME
-            if (address & (chunk - 1)) + length > chunk or (address & (chunk - 1)) < least or desc.options:
+            if outside(address, extent(desc), chunk, least):
                 queue.counters.bad_descriptors += 1
                 put_frame(queue.pool, frame)
                 continue

@@ -137,7 +137,9 @@ cdef class Queue(Descriptor):
         cdef Ring completion = self.completion
         cdef uint32_t *places = self.umem.places
         cdef uint64_t address, memory = <uint64_t> self.umem.frames << self.umem.shift
-        cdef uint32_t sent = self.sent, shift = self.umem.shift
+        cdef uint32_t sent = self.sent, shift = self.umem.shift, rx_frames = self.pool.geometry.rx_frames
+        cdef uint32_t *tx_top = self.pool.tx_stack + self.pool.tx_free
+        cdef uint32_t *rx_top = self.pool.rx_stack + self.pool.rx_free
         if count == 0:
             return 0
         for i in range(count):
@@ -147,8 +149,15 @@ cdef class Queue(Descriptor):
                 self.counters.bad_descriptors += 1
                 continue
             places[frame] = HOME
-            put_frame(self.pool, frame)
+            if frame < rx_frames:
+                rx_top[0] = frame
+                rx_top += 1
+            else:
+                tx_top[0] = frame
+                tx_top += 1
             home += 1
+        self.pool.tx_free = <uint32_t> (tx_top - self.pool.tx_stack)
+        self.pool.rx_free = <uint32_t> (rx_top - self.pool.rx_stack)
         self.completion.ours += count
         store_release(self.completion.consumer, self.completion.ours)
         self.outstanding -= home

@@ -66,6 +66,16 @@ cdef inline Desc *desc_at(const Ring *ring, uint32_t index) noexcept nogil:
     return <Desc *> ring.entries + (index & (ring.size - 1))
 
 
+cdef inline uint64_t extent(const Desc *desc) noexcept nogil:
+    """Length and options of a descriptor as one number: with any option it is larger than every chunk."""
+    return <uint64_t> desc.options << 32 | desc.length
+
+
+cdef inline bint outside(uint64_t address, uint64_t length, uint32_t chunk, uint32_t least) noexcept nogil:
+    """Whether a packet leaves its chunk, or begins before its byte `least`."""
+    return <uint64_t> (<uint32_t> (address & (chunk - 1)) - least) + length > chunk - least
+
+
 cdef inline bint wants_wakeup(const Ring *ring) noexcept nogil:
     full_fence()
     return load_relaxed(ring.flags) & NEED_WAKEUP

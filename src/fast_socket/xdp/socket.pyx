@@ -15,7 +15,7 @@ from fast_socket.xdp.headers cimport (
     FRAGMENT, MALFORMED, NOT_IP, OTHER_ADDRESS, OTHER_PORT, OTHER_PROTOCOL,
 )
 from fast_socket.xdp.queue cimport HOME, Queue, frame_at
-from fast_socket.xdp.ring cimport CONTINUED, Desc, available, desc_at, load_acquire, store_release
+from fast_socket.xdp.ring cimport CONTINUED, Desc, available, desc_at, load_acquire, outside, store_release
 
 from fast_socket.core.capabilities import RawDeviceStats
 from fast_socket.core.errors import ConfigError, Error, SendError
@@ -240,7 +240,7 @@ cdef class XdpSocket:
                     frame, bad = NO_FRAME, True
                 else:
                     queue.umem.places[frame] = HOME
-                    if (address & (chunk - 1)) + desc.length > chunk or (address & (chunk - 1)) < least:
+                    if outside(address, desc.length, chunk, least):
                         queue.counters.bad_descriptors += 1
                         bad = True
                 if out + i < capacity:

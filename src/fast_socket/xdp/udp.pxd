@@ -31,6 +31,7 @@ cdef class XdpUdpSocket(XdpSocket):
     cdef uint32_t local_v4          # the same as words, to compare in one step
     cdef uint64_t local_v6[2]
     cdef uint8_t ports[8192]        # a bit per port, by the port in network byte order
+    cdef uint16_t only_port         # the same where there is one, in network byte order
     cdef bint identify              # datagrams may be fragmented on their way, so that each needs an identification
     cdef uint32_t scope             # for link-local sources
     cdef uint16_t identification

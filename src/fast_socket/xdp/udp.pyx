@@ -31,7 +31,9 @@ from fast_socket.xdp.headers cimport (
     write_v6,
 )
 from fast_socket.xdp.queue cimport HOME, Queue
-from fast_socket.xdp.ring cimport CONTINUED, Desc, Ring, available, desc_at, prefetch, store_release
+from fast_socket.xdp.ring cimport (
+    CONTINUED, Desc, Ring, available, desc_at, extent, outside, prefetch, store_release,
+)
 from fast_socket.xdp.socket cimport (
     DONE, NO_DESTINATION, NO_FRAMES, OUTSIDE_FRAME, RING_FULL, TOO_LARGE, TOO_MANY_PIECES, UNKNOWN_DESTINATION,
     WRONG_LENGTH, KEY, Outcome, XdpSocket, add_pieces,
@@ -142,6 +144,7 @@ cdef class XdpUdpSocket(XdpSocket):
         for number in options.ports:
             port = htons(number)
             self.ports[port >> 3] |= 1 << (port & 7)
+            self.only_port = port           # read where there is but one
         return 0
 
     @property
@@ -608,9 +611,11 @@ cdef inline uint32_t receive(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch bat
     cdef Verdict verdict
     cdef uint64_t address, total_bytes = 0, memory = <uint64_t> queue.umem.frames << queue.umem.shift
     cdef uint32_t capacity = batch.capacity, filled = queue.filled, chunk = queue.umem.chunk_size
-    cdef uint32_t shift = queue.umem.shift, out = 0, i, count, frame, length, size
+    cdef uint32_t shift = queue.umem.shift, out = 0, i, count, frame, length, size, host
     cdef bint takes_v4 = v4 and (not v6 or self.v4), takes_v6 = v6 and self.v6
-    cdef uint32_t least = queue.pool.geometry.rx_reserved
+    cdef uint32_t least = queue.pool.geometry.rx_reserved, local_v4 = self.local_v4
+    cdef uint32_t host_mask = 0 if self.any_host else 0xFFFFFFFF
+    cdef uint16_t only_port = self.only_port
     while out < capacity:
         count = available(&queue.rx, capacity - out)
         if count == 0:
@@ -624,7 +629,7 @@ cdef inline uint32_t receive(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch bat
                 queue.counters.bad_descriptors += 1
                 continue
             places[frame] = HOME
-            if (address & (chunk - 1)) + length > chunk or (address & (chunk - 1)) < least or desc.options:
+            if outside(address, extent(desc), chunk, least):
                 queue.counters.bad_descriptors += 1
                 put_frame(queue.pool, frame)
                 continue
@@ -634,8 +639,9 @@ cdef inline uint32_t receive(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch bat
                 size = plain_udp_v4(base + address, length)
                 if size:
                     parsed.ip, parsed.transport, parsed.v6 = ETHERNET, ETHERNET + IPV4, False
-                    verdict = admit(self, base + address, &parsed, False)
-                    if verdict == ACCEPTED:
+                    memcpy(&host, base + address + (ETHERNET + 16), 4)
+                    if (load16(base + address + (ETHERNET + IPV4 + 2)) == only_port
+                            and (host ^ local_v4) & host_mask == 0):
                         slots.frames[out] = frame
                         slots.offsets[out] = address + (ETHERNET + IPV4 + UDP)
                         slots.lengths[out] = size - UDP
@@ -643,6 +649,7 @@ cdef inline uint32_t receive(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch bat
                         write_peer(self, &slots, out, base + address, &parsed, v6)
                         out += 1
                     else:
+                        verdict = admit(self, base + address, &parsed, False)
                         self.verdicts[<int> verdict] += 1
                         put_frame(queue.pool, frame)
                     continue
@@ -690,7 +697,7 @@ cdef inline void build(XdpUdpSocket self, Queue queue, XdpUdpTxBatch batch, cons
     cdef Key key, last
     cdef uint64_t offset, bytes_sent = 0
     cdef uint32_t slot = first, tail = batch.tail, frame, length, size, ip_size, used, sent = 0
-    cdef uint32_t most = queue.sendable(queue.tx.size), mark = queue.sent, singles = 0
+    cdef uint32_t most = queue.sendable(queue.tx.size), mark = queue.sent, singles = 0, further = 0
     cdef uint16_t port = 0
     cdef bint known = False
     tx = queue.tx
@@ -734,6 +741,7 @@ cdef inline void build(XdpUdpSocket self, Queue queue, XdpUdpTxBatch batch, cons
                 break
             sent += used
             slot += used
+            further += used - 1
             continue
         if size and size < length:
             if ip_size + UDP + size > header.mtu:
@@ -771,7 +779,7 @@ cdef inline void build(XdpUdpSocket self, Queue queue, XdpUdpTxBatch batch, cons
     self.datagrams_sent += singles
     queue.tx.ours += sent
     queue.outstanding += sent
-    queue.counters.tx_packets += sent
+    queue.counters.tx_packets += sent - further
     queue.counters.tx_bytes += bytes_sent
     self.sent_bytes += bytes_sent
     outcome.accepted = slot - first

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import fast_socket as fs
-from benchmarks import figures, machine, xdp_peers
+from benchmarks import figures, machine, user_time, xdp_peers
 from benchmarks.figures import FIGURES as OS_FIGURES
 from benchmarks.figures import Ends, Figure, Sample
 from benchmarks.processes import ROOT
@@ -26,6 +26,7 @@ OURS = "fast_socket"
 IMPORT_TARGET_MS = 150.0
 FULL, QUICK = (7, 2.0), (2, 0.3)  # rounds, and seconds of a run
 FULL_ACCOUNT, QUICK_ACCOUNT = 20_000_000, 2_000_000
+FULL_BATCHES, QUICK_BATCHES = 4000, 200
 
 
 def bench(
@@ -78,6 +79,9 @@ def bench(
             record["account"] = figures.account(ends, QUICK_ACCOUNT if quick else FULL_ACCOUNT)
             progress.console.print("account:", record["account"])
             record["import_ms"] = figures.import_times(rounds * 2)
+            with fs.pinned(cpus[-1]):
+                record["user_ns"] = user_time.user_times(QUICK_BATCHES if quick else FULL_BATCHES)
+            progress.console.print("user ns a packet:", user_time.rows(record["user_ns"]))
             progress.console.print(f"import fast_socket: {median(record['import_ms']):.0f} ms")
     name = "only" if only else "quick" if quick else "full"
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -189,6 +193,16 @@ def markdown(record: Mapping[str, Any]) -> str:
         "knows.",
         "",
         *markdown_table(("", "datagrams"), [(key.replace("_", " "), f"{value:,}") for key, value in account.items()]),
+        "",
+        "## AF_XDP: user time of a packet",
+        "",
+        f"What sockets and rings take of {user_time.BATCH} packets of {len(user_time.PAYLOAD)} bytes a call, without "
+        "the kernel: on a simulated device, in ns a packet (benchmarks/user_time.py). Headers and checksums are "
+        "written for every packet, and received ones come with their source.",
+        "",
+        *markdown_table(
+            ("step", "median", "middle nine tenths", "target", "reached"), user_time.rows(record["user_ns"])
+        ),
         "",
         "## import fast_socket",
         "",

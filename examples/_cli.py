@@ -192,6 +192,11 @@ def local_address(device: str, target: str) -> tuple[str, int]:
     target's port."""
     host, port = fs.parse_address(target, "--target")
     v6 = ":" in host
+    try:
+        socket.if_nametoindex(device)
+    except OSError:
+        there = ", ".join(name for _, name in socket.if_nameindex())
+        raise fs.ConfigError(f"--device {device!r}: there is no such interface; there are {there}") from None
     with socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((host, 0))

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,7 +100,9 @@ def pong_server(
         open_one = partial(open_os, address=address, gro=gro)
     else:
         # One program for all: it stays attached as long as this process lives.
-        program = fs.XdpProgram.load(fs.XdpFilter(addresses=(address[0],), ports=frozenset({address[1]})))
+        any_host = ip_address(address[0]).is_unspecified
+        addresses = () if any_host else (address[0],)
+        program = fs.XdpProgram.load(fs.XdpFilter(addresses=addresses, ports=frozenset({address[1]})))
         program.attach(device)
         open_one = partial(open_xdp, device=device, address=address, program=program)
     workers = [Worker(open_one(queue), queue.cpu) for queue in queues]

@@ -234,7 +234,7 @@ def test_xdp_tools_over_a_lab():
             assert (sent["sent"], sent["errors"], sent["completions"]) == (5000, 0, 5000)
             counted = report(counting)
         assert counted["received"] + counted["dropped"] == 5000
-        with tool(far, [*PONG_SERVER, "--device", far.interface.name, "--target", target, "--mode", "xdp",
+        with tool(far, [*PONG_SERVER, "--device", far.interface.name, "--target", "0.0.0.0:9000", "--mode", "xdp",
                         "--duration-ms", "4000"]) as server:  # fmt: skip
             assert server.stdout.readline() == "ready\n"
             pings = report(tool(near, [*BENCHMARKS, "os-ping", "--dest", target, "--count", "50"]))

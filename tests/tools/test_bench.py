@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import bench
+from benchmarks import bench, user_time
 from benchmarks.bench import FIGURES
 from benchmarks.figures import Figure, Sample
 from fast_socket.lab import why_unavailable
@@ -48,12 +48,20 @@ def test_the_summary_names_every_figure():
     taken = {each.key: bench.summary(each, {name: samples(1.0, 2.0) for name in each.contenders}) for each in FIGURES}
     record = {
         "taken": "2000-01-01", "machine": {"CPU": "one"}, "rounds": 2, "seconds": 1.0, "cpus": [0, 1],
-        "figures": taken, "account": {"sent": 1000}, "import_ms": [1.0],
+        "figures": taken, "account": {"sent": 1000}, "import_ms": [1.0], "user_ns": {"receive": [7.0, 8.0, 9.0]},
     }  # fmt: skip
     text = bench.markdown(record)
     for each in FIGURES:
         assert each.title in text
     assert "| CPU | one |" in text
+    assert "| receive | 8.0 | 7.0 .. 9.0 | <= 8 | yes |" in text
+
+
+def test_user_time_takes_a_sample_of_every_step_a_batch():
+    taken = user_time.user_times(3)
+    assert {len(samples) for samples in taken.values()} == {3}
+    assert user_time.TARGETS.keys() <= taken.keys()
+    assert all(sample > 0 for samples in taken.values() for sample in samples)
 
 
 def test_without_a_lab_it_says_why():

@@ -15,7 +15,8 @@ cdef struct Key:
 cdef class HeaderTable:
     cdef Header *headers
     cdef Key *keys
-    cdef uint32_t *index            # 1 + the place in headers, 0 for a free entry
+    cdef uint32_t *index            # forgotten + 1 + the place in headers; an entry up to `forgotten` is free
+    cdef uint32_t forgotten
     cdef uint32_t mask
     cdef uint32_t count
     cdef object router
@@ -59,8 +60,9 @@ cdef inline Header *find(HeaderTable table, Key key) noexcept nogil:
     cdef uint32_t at = place_of(table, key), found
     while True:
         found = table.index[at]
-        if found == 0:
+        if found <= table.forgotten:
             return NULL
+        found -= table.forgotten
         if table.keys[found - 1].low == key.low and table.keys[found - 1].high == key.high:
             return &table.headers[found - 1]
         at = (at + 1) & table.mask

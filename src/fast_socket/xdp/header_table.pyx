@@ -85,7 +85,12 @@ cdef class HeaderTable:
         return False
 
     cdef void forget(self) noexcept:
-        memset(self.index, 0, <size_t> (self.mask + 1) * sizeof(uint32_t))
+        """At once, whatever there was: a change of routes must not stop the packets."""
+        if self.forgotten > <uint32_t> 0xFFFFFFFF - 2 * MOST_DESTINATIONS:
+            memset(self.index, 0, <size_t> (self.mask + 1) * sizeof(uint32_t))
+            self.forgotten = 0
+        else:
+            self.forgotten += self.count
         self.count = 0
 
     cdef Header *insert(self, Key key) except NULL:
@@ -100,11 +105,11 @@ cdef class HeaderTable:
         if self.count == MOST_DESTINATIONS:
             self.forget()
         at = place_of(self, key)
-        while self.index[at]:
+        while self.index[at] > self.forgotten:
             at = (at + 1) & self.mask
         self.headers[self.count], self.keys[self.count] = header, key
         self.count += 1
-        self.index[at] = self.count
+        self.index[at] = self.forgotten + self.count
         return &self.headers[self.count - 1]
 
     cdef int resolve(self, object destination, Header *header, object source) except -1:

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import fast_socket as fs
-from benchmarks import figures, machine, user_time, xdp_peers
+from benchmarks import figures, machine, prefix_lookup, user_time, xdp_peers
 from benchmarks.figures import FIGURES as OS_FIGURES
 from benchmarks.figures import Ends, Figure, Sample
 from benchmarks.processes import ROOT
@@ -27,6 +27,7 @@ IMPORT_TARGET_MS = 150.0
 FULL, QUICK = (7, 2.0), (2, 0.3)  # rounds, and seconds of a run
 FULL_ACCOUNT, QUICK_ACCOUNT = 20_000_000, 2_000_000
 FULL_BATCHES, QUICK_BATCHES = 4000, 200
+QUICK_PREFIXES = 20_000
 
 
 def bench(
@@ -81,6 +82,10 @@ def bench(
             record["import_ms"] = figures.import_times(rounds * 2)
             with fs.pinned(cpus[-1]):
                 record["user_ns"] = user_time.user_times(QUICK_BATCHES if quick else FULL_BATCHES)
+                record["prefix_lookup"] = [
+                    row._asdict() for row in prefix_lookup.compare(QUICK_PREFIXES if quick else prefix_lookup.PREFIXES)
+                ]
+            progress.console.print("prefix look-up:", record["prefix_lookup"])
             progress.console.print("user ns a packet:", user_time.rows(record["user_ns"]))
             progress.console.print(f"import fast_socket: {median(record['import_ms']):.0f} ms")
     name = "only" if only else "quick" if quick else "full"
@@ -202,6 +207,17 @@ def markdown(record: Mapping[str, Any]) -> str:
         "",
         *markdown_table(
             ("step", "median", "middle nine tenths", "target", "reached"), user_time.rows(record["user_ns"])
+        ),
+        "",
+        "## Longest-prefix match",
+        "",
+        f"{prefix_lookup.PREFIXES:,} made-up IPv4 prefixes, batches of {prefix_lookup.BATCH} addresses from anywhere, "
+        f"the best of five passes (benchmarks/prefix_lookup.py). Targets: {prefix_lookup.TARGET_NS:g} ns an address, "
+        f"and {prefix_lookup.TARGET_TIMES:g} times as quick as the others.",
+        "",
+        *markdown_table(
+            ("table", "ns an address", "ours is quicker by", "built in s", "MB"),
+            prefix_lookup.rows(record["prefix_lookup"]),
         ),
         "",
         "## import fast_socket",

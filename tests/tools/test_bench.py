@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import bench, user_time
+from benchmarks import bench, prefix_lookup, user_time
 from benchmarks.bench import FIGURES
 from benchmarks.figures import Figure, Sample
 from fast_socket.lab import why_unavailable
@@ -49,11 +49,14 @@ def test_the_summary_names_every_figure():
     record = {
         "taken": "2000-01-01", "machine": {"CPU": "one"}, "rounds": 2, "seconds": 1.0, "cpus": [0, 1],
         "figures": taken, "account": {"sent": 1000}, "import_ms": [1.0], "user_ns": {"receive": [7.0, 8.0, 9.0]},
+        "prefix_lookup": [row._asdict() for row in (prefix_lookup.Row("fast_socket", 5.0, 0.4, 11.0),
+                                                    prefix_lookup.Row("another", 50.0, 2.0, None))],
     }  # fmt: skip
     text = bench.markdown(record)
     for each in FIGURES:
         assert each.title in text
     assert "| CPU | one |" in text
+    assert "| another | 50.0 | 10.0 times | 2.00 |  |" in text
     assert "| receive | 8.0 | 7.0 .. 9.0 | <= 8 | yes |" in text
 
 
@@ -62,6 +65,13 @@ def test_user_time_takes_a_sample_of_every_step_a_batch():
     assert {len(samples) for samples in taken.values()} == {3}
     assert user_time.TARGETS.keys() <= taken.keys()
     assert all(sample > 0 for samples in taken.values() for sample in samples)
+
+
+def test_prefix_tables_are_compared(monkeypatch):
+    monkeypatch.setattr(prefix_lookup, "BATCHES", 3)
+    found = prefix_lookup.compare(2000)
+    assert found[0].contender == "fast_socket"
+    assert all(row.nanoseconds > 0 for row in found)
 
 
 def test_without_a_lab_it_says_why():

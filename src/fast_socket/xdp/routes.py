@@ -8,20 +8,21 @@ Not honoured: policy rules and other tables (VRFs among them), routes for one ty
 (the heaviest next hop is taken), learned path MTUs, encapsulations (they are another interface), 802.1ad, VLAN egress
 priority maps, router preference (RFC 4191).
 
-A look-up costs a dictionary access per prefix length in use, microseconds: it is for once per destination and
-generation, off the packet path. Reading needs pyroute2 and no privilege; a snapshot may also be made of records.
+A resolved destination is kept by whoever asked, so that look-ups are off the packet path; `route_ids` looks a column of
+addresses up in native code. Reading needs pyroute2 and no privilege; a snapshot may also be made of records.
 """
 
 import copy
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
-from typing import Self
+from typing import Any, Self
 
 from fast_socket.core.errors import ConfigError, DeviceError
 from fast_socket.core.ids import IfIndex, RouteId
 from fast_socket.core.routes import IpAddress, Route, Unresolved
 from fast_socket.xdp import netlink
 from fast_socket.xdp.egress import MAX_MTU, Egress, group_mac
+from fast_socket.xdp.prefix_table import PrefixTable
 from fast_socket.xdp.tables import (
     NUD_STALE,
     SCOPE_LINK,
@@ -56,24 +57,50 @@ _Numbered = tuple[RouteId, RouteRecord]
 
 
 class _Table:
-    """Longest-prefix match by one dictionary per prefix length, longest first."""
+    """The routes of one family: a native table finds the longest prefix, and each prefix knows the next shorter one."""
 
-    def __init__(self, records: Iterable[_Numbered]) -> None:
-        by_length: dict[int, dict[int, list[_Numbered]]] = {}
+    def __init__(self, records: Iterable[_Numbered], *, v6: bool) -> None:
+        by_prefix: dict[tuple[int, int], list[_Numbered]] = {}
         for number, record in records:
-            shift = record.network.max_prefixlen - record.network.prefixlen
-            prefix = int(record.network.network_address) >> shift
-            by_length.setdefault(shift, {}).setdefault(prefix, []).append((number, record))
-        for prefixes in by_length.values():
-            for same in prefixes.values():
-                # One prefix in both tables of IPv4: local goes before main. sort() keeps the kernel's order of equals.
-                same.sort(key=lambda numbered: (-numbered[1].table, numbered[1].metric))
-        self._by_shift = sorted(by_length.items())
+            network = record.network
+            by_prefix.setdefault((int(network.network_address), network.prefixlen), []).append((number, record))
+        for same in by_prefix.values():
+            # One prefix in both tables of IPv4: local goes before main. sort() keeps the kernel's order of equals.
+            same.sort(key=lambda numbered: (-numbered[1].table, numbered[1].metric))
+        ordered = sorted(by_prefix)  # what lies in a prefix comes right behind it
+        self._routes = [by_prefix[prefix] for prefix in ordered]
+        self._shorter: list[int | None] = []
+        around: list[int] = []
+        width, size = (128, 16) if v6 else (32, 4)
+        for at, (address, _) in enumerate(ordered):
+            while around:
+                start, length = ordered[around[-1]]
+                if address >> (width - length) == start >> (width - length):
+                    break
+                around.pop()
+            self._shorter.append(around[-1] if around else None)
+            around.append(at)
+        self._match = PrefixTable(
+            b"".join(address.to_bytes(size, "big") for address, _ in ordered),
+            [length for _, length in ordered],
+            range(len(ordered)),
+            v6=v6,
+        )
 
     def matching(self, destination: IpAddress) -> Iterator[_Numbered]:
-        number = int(destination)
-        for shift, prefixes in self._by_shift:
-            yield from prefixes.get(number >> shift, ())
+        """Routes to a destination, those of longer prefixes first."""
+        at = self._match.find(destination.packed)
+        while at is not None:
+            yield from self._routes[at]
+            at = self._shorter[at]
+
+    def best(self, addresses: Any) -> Any:
+        """For each address the id of the first of `matching`, -1 where there is none."""
+        import numpy
+
+        ids = numpy.array([routes[0][0] for routes in self._routes] + [-1], numpy.int64)
+        found = self._match.lookup(addresses)
+        return ids[numpy.minimum(found, len(self._routes))]
 
 
 class RouteSnapshot:
@@ -99,10 +126,10 @@ class RouteSnapshot:
         # While nobody adds a rule the kernel keeps IPv4's local and main in one trie, so that a longer prefix of main
         # wins over local (fib_trie_unmerge() in net/ipv4/fib_frontend.c); IPv6 looks into local first, always.
         self._tables = {
-            4: (_Table(v4),),
+            4: (_Table(v4, v6=False),),
             6: (
-                _Table(each for each in v6 if each[1].table == TABLE_LOCAL),
-                _Table(each for each in v6 if each[1].table != TABLE_LOCAL),
+                _Table((each for each in v6 if each[1].table == TABLE_LOCAL), v6=True),
+                _Table((each for each in v6 if each[1].table != TABLE_LOCAL), v6=True),
             ),
         }
 
@@ -159,6 +186,21 @@ class RouteSnapshot:
         or the destination is this host."""
         found = self._find(_plain(destination), frozenset())
         return None if isinstance(found, Unresolved) else found
+
+    def route_ids(self, addresses: Any) -> Any:
+        """For a column of addresses, uint8[n, 4] or uint8[n, 16] in network byte order, the ids of the routes with the
+        longest prefixes: int64[n], places in `routes`, -1 where nothing matches. Whether a route refuses or its next
+        hops are dead is not looked at. Raises `ConfigError`."""
+        import numpy
+
+        columns = numpy.asarray(addresses)
+        if columns.ndim != 2 or columns.shape[1] not in (4, 16) or columns.dtype != numpy.uint8:
+            raise ConfigError(f"route_ids({addresses!r}): give uint8[n, 4] or uint8[n, 16]")
+        first, *others = self._tables[4 if columns.shape[1] == 4 else 6]
+        ids = first.best(columns)
+        for table in others:
+            ids = numpy.where(ids < 0, table.best(columns), ids)
+        return ids
 
     def route(self, destination: IpAddress, interface: IfIndex) -> Route | Unresolved:
         """The route to a destination that leaves through one interface or one of its VLANs.

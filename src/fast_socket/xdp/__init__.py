@@ -15,7 +15,9 @@ from fast_socket.xdp.ebpf import XdpCounters, XdpFilter, XdpMode, XdpProgram
 from fast_socket.xdp.egress import Egress
 from fast_socket.xdp.header_table import UnresolvedError
 from fast_socket.xdp.ip import IpFamilies, XdpEgress, XdpIpPacketSocket
+from fast_socket.xdp.monitor import RouteMonitor
 from fast_socket.xdp.options import XdpOptions, XdpUdpOptions, umem_layouts
+from fast_socket.xdp.prefix_table import PrefixTable
 from fast_socket.xdp.raw_device import XdpRawDevice
 from fast_socket.xdp.router import XdpQueueLocalRouter, XdpUdpRouter
 from fast_socket.xdp.sim import SimulatedDevice, Wire
@@ -24,6 +26,8 @@ from fast_socket.xdp.udp import XdpUdpEndpoint, XdpUdpSocket
 __all__ = [
     "Egress",
     "IpFamilies",
+    "PrefixTable",
+    "RouteMonitor",
     "SimulatedDevice",
     "UnresolvedError",
     "Wire",

@@ -58,7 +58,7 @@ class XdpQueueLocalRouter:
         if not link.mac:
             self.close()
             raise ConfigError(f"interface {link.name!r} has no Ethernet address: give an Ethernet device")
-        self._interface = link.index
+        self._interface, self._name = link.index, link.name
         self.generation = self._snapshot.generation
         """Grows when `refresh` finds that an earlier egress may be stale. An attribute: every send reads it."""
         self._lock = threading.Lock()  # resolve() reads one reference without it
@@ -106,6 +106,11 @@ class XdpQueueLocalRouter:
                 self._used.add(neighbor)
         return snapshot.egress(route, mac, self._interface)
 
+    def _exchange(self, snapshot: RouteSnapshot) -> None:
+        """Answer from another snapshot. The generation last: who sees it finds what belongs to it."""
+        self._snapshot = snapshot
+        self.generation = snapshot.generation
+
     def _ask(self, route: Route) -> bytes | None:
         neighbor = route.interface, route.next_hop
         with self._lock:
@@ -140,10 +145,9 @@ class XdpQueueLocalRouter:
         with self._lock:
             before = self._snapshot
             try:
-                self._snapshot = self._there(RouteSnapshot.read, interface=self._interface, after=before)
+                self._exchange(self._there(RouteSnapshot.read, interface=self._interface, after=before))
             except ConfigError as error:
-                raise DeviceError(f"interface {before.link(self._interface).name!r} is gone: {error}") from error
-            self.generation = self._snapshot.generation
+                raise DeviceError(f"interface {self._name!r} is gone: {error}") from error
             now = time.monotonic()
             self._asked = {key: at for key, at in self._asked.items() if now - at < ASK_SECONDS}
             self._looked = {key: at for key, at in self._looked.items() if now - at < LOOK_SECONDS}

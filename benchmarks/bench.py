@@ -82,9 +82,8 @@ def bench(
             record["import_ms"] = figures.import_times(rounds * 2)
             with fs.pinned(cpus[-1]):
                 record["user_ns"] = user_time.user_times(QUICK_BATCHES if quick else FULL_BATCHES)
-                record["prefix_lookup"] = [
-                    row._asdict() for row in prefix_lookup.compare(QUICK_PREFIXES if quick else prefix_lookup.PREFIXES)
-                ]
+                prefixes = QUICK_PREFIXES if quick else prefix_lookup.PREFIXES
+                record["prefix_lookup"] = prefix_lookup.compare(prefixes)
             progress.console.print("prefix look-up:", record["prefix_lookup"])
             progress.console.print("user ns a packet:", user_time.rows(record["user_ns"]))
             progress.console.print(f"import fast_socket: {median(record['import_ms']):.0f} ms")

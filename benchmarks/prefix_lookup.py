@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -25,7 +25,7 @@ TARGET_NS, TARGET_TIMES = 15.0, 5.0
 Look = Callable[[Any], Any]
 
 
-class Row(NamedTuple):
+class Row(TypedDict):
     contender: str
     nanoseconds: float
     build_seconds: float
@@ -89,11 +89,11 @@ def compare(prefixes: int = PREFIXES) -> list[Row]:
             for batch in batches:
                 look(batch)
             passes.append((time.perf_counter() - start) / (BATCH * BATCHES) * 1e9)
-        found.append(Row(name, min(passes), built, megabytes))
+        found.append(Row(contender=name, nanoseconds=min(passes), build_seconds=built, megabytes=megabytes))
     return found
 
 
-def rows(taken: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+def rows(taken: list[Row]) -> list[tuple[str, ...]]:
     """Of a table with our row first."""
     mine = taken[0]["nanoseconds"]
     made: list[tuple[str, ...]] = []

@@ -1,9 +1,9 @@
 """Longest-prefix match in native code: a poptrie.
 
 A trie whose nodes decide six bits at a time, with what the 64 slots of a node say compressed by population counts
-(H. Asai, Y. Ohara: Poptrie, SIGCOMM 2015). The first bits, 18 in a large table, are one direct look-up. Of each node `vector` says which
-slots go on in a child, and `leafvec` where a run of equal answers begins among the others; children and answers of a
-node lie side by side, so that counting the bits below a slot finds either.
+(H. Asai, Y. Ohara: Poptrie, SIGCOMM 2015). The first bits, 18 in a large table, are one direct look-up. Of each node
+`vector` says which slots go on in a child, and `leafvec` where a run of equal answers begins among the others; children
+and answers of a node lie side by side, so that counting the bits below a slot finds either.
 
 Immutable once built: any thread may look up at any time, without a lock. Whole tables are exchanged.
 
@@ -14,9 +14,9 @@ misses of many addresses overlap.
 cimport cython
 from cpython.buffer cimport PyBUF_CONTIG, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from fast_socket.xdp.ring cimport prefetch
 
@@ -139,7 +139,7 @@ cdef class PrefixTable:
         """Sort the prefixes by address and then by length, so that all below a slot lie side by side, the shorter
         first, and write the trie."""
         import numpy
-        cdef uint32_t count = self.prefixes, i, slot, last, first
+        cdef uint32_t count = self.prefixes, i
         cdef const uint64_t[:] high, low
         cdef const uint32_t[:] length_at, answer_at
         cdef Prefix *sorted_prefixes
@@ -152,7 +152,6 @@ cdef class PrefixTable:
         # Shifts by 64 and more are not defined: two steps.
         low_clear = numpy.minimum(clear, 64).astype(numpy.uint64)
         high_clear = numpy.clip(clear - 64, 0, 64).astype(numpy.uint64)
-        half = numpy.uint64(32)
         low_mask = ones << (low_clear // numpy.uint64(2)) << (low_clear - low_clear // numpy.uint64(2))
         high_mask = ones << (high_clear // numpy.uint64(2)) << (high_clear - high_clear // numpy.uint64(2))
         wide[:, 0] &= high_mask

@@ -43,16 +43,21 @@ from fast_socket.core.routes import EgressResolver, NeighborTable, Route, RouteT
 from fast_socket.core.traits import BusyPoll, IpPacketSocket, PollDriver, RawDevice, UdpSocket, WaitDriven
 from fast_socket.os import OsRecvBatch, OsTxBatch, OsUdpEndpoint, OsUdpOptions, OsUdpSocket
 from fast_socket.xdp import (
+    All,
     Egress,
+    First,
     IpFamilies,
     PrefixTable,
+    Queues,
     RouteMonitor,
     SimulatedDevice,
     UnresolvedError,
     Wire,
+    WorkerPlan,
     XdpCounters,
     XdpDevice,
     XdpEgress,
+    XdpFactory,
     XdpFilter,
     XdpIpPacketSocket,
     XdpIpRecvBatch,
@@ -74,6 +79,7 @@ from fast_socket.xdp import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "All",
     "BufferLayout",
     "BufferTakenError",
     "BusyPoll",
@@ -88,6 +94,7 @@ __all__ = [
     "Egress",
     "EgressResolver",
     "Error",
+    "First",
     "FramePool",
     "FrozenPacket",
     "IfIndex",
@@ -109,6 +116,7 @@ __all__ = [
     "PrefixTable",
     "QueueAffinity",
     "QueueId",
+    "Queues",
     "RawDevice",
     "RawDeviceStats",
     "RecvBatch",
@@ -132,9 +140,11 @@ __all__ = [
     "WaitDriven",
     "WaitDriver",
     "Wire",
+    "WorkerPlan",
     "XdpCounters",
     "XdpDevice",
     "XdpEgress",
+    "XdpFactory",
     "XdpFilter",
     "XdpIpPacketSocket",
     "XdpIpRecvBatch",

@@ -13,6 +13,7 @@ from fast_socket.xdp.batch import XdpIpRecvBatch, XdpIpTxBatch, XdpUdpRecvBatch,
 from fast_socket.xdp.device import XdpDevice
 from fast_socket.xdp.ebpf import XdpCounters, XdpFilter, XdpMode, XdpProgram
 from fast_socket.xdp.egress import Egress
+from fast_socket.xdp.factory import All, First, Queues, WorkerPlan, XdpFactory
 from fast_socket.xdp.header_table import UnresolvedError
 from fast_socket.xdp.ip import IpFamilies, XdpEgress, XdpIpPacketSocket
 from fast_socket.xdp.monitor import RouteMonitor
@@ -24,16 +25,21 @@ from fast_socket.xdp.sim import SimulatedDevice, Wire
 from fast_socket.xdp.udp import XdpUdpEndpoint, XdpUdpSocket
 
 __all__ = [
+    "All",
     "Egress",
+    "First",
     "IpFamilies",
     "PrefixTable",
+    "Queues",
     "RouteMonitor",
     "SimulatedDevice",
     "UnresolvedError",
     "Wire",
+    "WorkerPlan",
     "XdpCounters",
     "XdpDevice",
     "XdpEgress",
+    "XdpFactory",
     "XdpFilter",
     "XdpIpPacketSocket",
     "XdpIpRecvBatch",

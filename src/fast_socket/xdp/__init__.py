@@ -9,11 +9,13 @@ wire in memory.
 """
 
 from fast_socket.xdp import sim
+from fast_socket.xdp.aggregate import XdpAggregateEndpoint, XdpIpPacketAggregate, XdpUdpAggregate
 from fast_socket.xdp.batch import XdpIpRecvBatch, XdpIpTxBatch, XdpUdpRecvBatch, XdpUdpTxBatch
+from fast_socket.xdp.claim import All, First, Queues
 from fast_socket.xdp.device import XdpDevice
 from fast_socket.xdp.ebpf import XdpCounters, XdpFilter, XdpMode, XdpProgram
 from fast_socket.xdp.egress import Egress
-from fast_socket.xdp.factory import All, First, Queues, WorkerPlan, XdpFactory
+from fast_socket.xdp.factory import WorkerPlan, XdpFactory
 from fast_socket.xdp.header_table import UnresolvedError
 from fast_socket.xdp.ip import IpFamilies, XdpEgress, XdpIpPacketSocket
 from fast_socket.xdp.monitor import RouteMonitor
@@ -36,11 +38,13 @@ __all__ = [
     "UnresolvedError",
     "Wire",
     "WorkerPlan",
+    "XdpAggregateEndpoint",
     "XdpCounters",
     "XdpDevice",
     "XdpEgress",
     "XdpFactory",
     "XdpFilter",
+    "XdpIpPacketAggregate",
     "XdpIpPacketSocket",
     "XdpIpRecvBatch",
     "XdpIpTxBatch",
@@ -49,6 +53,7 @@ __all__ = [
     "XdpProgram",
     "XdpQueueLocalRouter",
     "XdpRawDevice",
+    "XdpUdpAggregate",
     "XdpUdpEndpoint",
     "XdpUdpOptions",
     "XdpUdpRecvBatch",

@@ -19,6 +19,11 @@ cdef class XdpUdpTxBatch(TxBatch):
 cdef class XdpIpRecvBatch(RecvBatch):
     cdef uint32_t interface
     cdef uint32_t queue_id
+    cdef Region queue_block
+    cdef uint32_t *queues           # of each slot, for a batch that several queues fill; else NULL
+
+    cdef int remember_queues(self) except -1
+    cdef void note_queue(self, uint32_t first, uint32_t last, uint32_t queue) noexcept
 
 
 @cython.final

@@ -32,6 +32,17 @@ cdef class XdpIpRecvBatch(RecvBatch):
     """Receive storage of an `XdpIpPacketSocket`: made by `recv_batch(capacity)`. A packet starts at its IP header; the
     address columns stay empty, ``gather`` reads the fields that a program wants."""
 
+    cdef int remember_queues(self) except -1:
+        self.queue_block = Region(4 * <size_t> self.capacity)
+        self.queues = <uint32_t *> self.queue_block.base
+        return 0
+
+    cdef void note_queue(self, uint32_t first, uint32_t last, uint32_t queue) noexcept:
+        cdef uint32_t slot
+        if self.queues != NULL:
+            for slot in range(first, last):
+                self.queues[slot] = queue
+
     def meta(self, index):
         """What is known of packet `index`: an `IpPacketRecvMeta`."""
         cdef Py_ssize_t at = PyNumber_AsSsize_t(index, IndexError), count = self.tail - self.head
@@ -46,7 +57,7 @@ cdef class XdpIpRecvBatch(RecvBatch):
             while slot + pieces < self.tail and self.slots.continued[slot + pieces - 1]:
                 pieces += 1
         return IpPacketRecvMeta(
-            interface=self.interface, queue=self.queue_id,
+            interface=self.interface, queue=self.queue_id if self.queues == NULL else self.queues[slot],
             vlan=self.slots.vlan[slot] if self.slots.vlan != NULL else None,
             checksum=ChecksumStatus(self.slots.checksum[slot]) if self.slots.checksum != NULL else None,
             timestamp_ns=self.slots.times[slot] if self.slots.times != NULL else None,

@@ -19,45 +19,23 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from fast_socket.core.addresses import Address
 from fast_socket.core.affinity import QueueAffinity, available_cpus, cpu_numa_node
 from fast_socket.core.errors import ConfigError, DeviceError, Error
+from fast_socket.xdp.claim import Claim, queue_numbers
 from fast_socket.xdp.device import XdpDevice
 from fast_socket.xdp.ebpf import XdpFilter, XdpMode, XdpProgram
 from fast_socket.xdp.ip import IpFamilies, XdpIpPacketSocket
 from fast_socket.xdp.udp import XdpUdpSocket
 
-__all__ = ["All", "First", "Queues", "WorkerPlan", "XdpFactory"]
+__all__ = ["WorkerPlan", "XdpFactory"]
 
 HAND_OVER_SECONDS = 5.0
 ASK_SECONDS = 0.5  # that whoever connects has to say what it wants: the others wait
 TOKEN_SIZE = 32
 UCRED = struct.Struct("=iII")  # struct ucred, <sys/socket.h>
-
-
-@dataclass(frozen=True, slots=True)
-class First:
-    """The first `count` queues."""
-
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Queues:
-    """These queues."""
-
-    numbers: Sequence[int]
-
-
-class _All:
-    def __repr__(self) -> str:
-        return "All"
-
-
-All: Final = _All()
-"""Every queue that can be opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,25 +121,9 @@ class XdpFactory:
     def __repr__(self) -> str:
         return f"<XdpFactory {self._device.name} {'built' if self._program else 'not built'}>"
 
-    def claim(self, which: "_All | First | Queues") -> Self:
+    def claim(self, which: "Claim") -> Self:
         """Which queues: `All`, `First(n)` or `Queues([...])`."""
-        there = self._device.queue_count
-        if isinstance(which, _All):
-            numbers: Sequence[Any] = range(there)
-        elif isinstance(which, First):
-            numbers = range(which.count) if _is_int(which.count) else (which.count,)
-        elif isinstance(which, Queues):
-            numbers = tuple(which.numbers)
-        else:
-            raise ConfigError(f"claim({which!r}): give All, First(n) or Queues([...])")
-        if not numbers:
-            raise ConfigError(f"claim({which!r}): that is no queue; {self._device.name} has {there}")
-        if len(set(numbers)) != len(numbers):
-            raise ConfigError(f"claim({which!r}): give each queue once")
-        for number in numbers:
-            if not _is_int(number) or not 0 <= number < there:
-                raise ConfigError(f"claim({which!r}): {self._device.name} has {there} queue(s), from 0")
-        self._claimed = tuple(numbers)
+        self._claimed = queue_numbers(self._device, which)
         return self
 
     def ports(self, ports: Iterable[int]) -> Self:

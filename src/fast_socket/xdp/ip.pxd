@@ -26,7 +26,7 @@ cdef class XdpIpPacketSocket(XdpSocket):
     cdef list egress_objects
     cdef object egress_generation
 
-    cdef object send_batch(self, XdpIpTxBatch batch, XdpEgress egress)
+    cdef object send_batch(self, XdpIpTxBatch batch, XdpEgress egress, uint32_t limit)
     cdef int resolve_egresses(self) except -1
     cdef void write_columns(self, Slots *slots, uint32_t slot, const uint8_t *frame, const Parsed *parsed,
                             bint whole) noexcept nogil

@@ -15,6 +15,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
 from fast_socket.core.addresses cimport htons
+from fast_socket.core.batch cimport RecvBatch, TxBatch
 from fast_socket.core.frames cimport Geometry, Slots, chunk_end, put_frame
 from fast_socket.xdp.batch cimport XdpIpRecvBatch, XdpIpTxBatch
 from fast_socket.xdp.header_table cimport HeaderTable, find, key_of
@@ -50,6 +51,8 @@ cdef extern from *:
 cdef enum:
     LINK_COPY = 32                  # a link header is at most 22 bytes; copied in whole words
     MOST_EGRESSES = 1 << 16
+
+cdef uint32_t NO_LIMIT = 0xFFFFFFFF
 
 
 class IpFamilies(Enum):
@@ -188,18 +191,24 @@ cdef class XdpIpPacketSocket(XdpSocket):
         cdef uint32_t count
         self.check_batch(batch, False)
         self.begin_receive(batch)
-        if self.pieces:
-            count = receive_pieces(self, self.queue, batch)
-        elif not self.plain:
-            count = receive(self, self.queue, batch, True, True, False)
-        elif self.v4 and self.v6:
-            count = receive(self, self.queue, batch, True, True, True)
-        elif self.v4:
-            count = receive(self, self.queue, batch, True, False, True)
-        else:
-            count = receive(self, self.queue, batch, False, True, True)
+        count = self.receive_into(batch, 0)
         self.end_receive(batch, count)
         return count
+
+    cdef uint32_t receive_into(self, RecvBatch batch, uint32_t first) noexcept nogil:
+        cdef uint32_t end
+        if self.pieces:
+            return receive_pieces(self, self.queue, batch, first)
+        if not self.plain:
+            end = receive(self, self.queue, batch, first, True, True, False)
+        elif self.v4 and self.v6:
+            end = receive(self, self.queue, batch, first, True, True, True)
+        elif self.v4:
+            end = receive(self, self.queue, batch, first, True, False, True)
+        else:
+            end = receive(self, self.queue, batch, first, False, True, True)
+        self.queue.counters.rx_packets += end - first
+        return end
 
     cdef void write_columns(self, Slots *slots, uint32_t slot, const uint8_t *frame,
                             const Parsed *parsed, bint whole) noexcept nogil:
@@ -223,15 +232,18 @@ cdef class XdpIpPacketSocket(XdpSocket):
         of this socket's families, whose length field does not say its length, or that is larger than the route's MTU is
         refused with `SendError`.
         """
-        return self.send_batch(batch, None)
+        return self.send_batch(batch, None, NO_LIMIT)
 
     def send_via(self, XdpEgress egress not None, XdpIpTxBatch batch not None):
         """As `send`, every packet through one egress, wherever its destination is."""
         if egress.table is not self.table:
             raise ConfigError("this egress was resolved by another socket: resolve it with this one")
-        return self.send_batch(batch, egress)
+        return self.send_batch(batch, egress, NO_LIMIT)
 
-    cdef object send_batch(self, XdpIpTxBatch batch, XdpEgress egress):
+    cdef object send_some(self, TxBatch batch, object way, uint32_t limit):
+        return self.send_batch(<XdpIpTxBatch?> batch, way, limit)
+
+    cdef object send_batch(self, XdpIpTxBatch batch, XdpEgress egress, uint32_t limit):
         cdef Outcome outcome
         cdef uint32_t total = 0, via = 0 if egress is None else egress.id
         cdef const uint8_t *ip
@@ -249,9 +261,9 @@ cdef class XdpIpPacketSocket(XdpSocket):
             try:
                 while True:
                     if via:
-                        build(self, self.queue, batch, batch.head + total, via, &outcome, True)
+                        build(self, self.queue, batch, batch.head + total, min(limit, batch.tail), via, &outcome, True)
                     else:
-                        build(self, self.queue, batch, batch.head + total, 0, &outcome, False)
+                        build(self, self.queue, batch, batch.head + total, min(limit, batch.tail), 0, &outcome, False)
                     total += outcome.accepted
                     self.queue.publish_tx()
                     if outcome.stop != UNKNOWN_DESTINATION:
@@ -276,8 +288,8 @@ cdef class XdpIpPacketSocket(XdpSocket):
             self.queue.leave()
 
 
-cdef inline uint32_t receive(XdpIpPacketSocket self, Queue queue, XdpIpRecvBatch batch, const bint v4, const bint v6,
-                             const bint plain) noexcept nogil:
+cdef inline uint32_t receive(XdpIpPacketSocket self, Queue queue, RecvBatch batch, uint32_t out, const bint v4,
+                             const bint v6, const bint plain) noexcept nogil:
     cdef Slots *slots = &batch.slots
     cdef uint32_t *places = queue.umem.places
     cdef uint8_t *base = queue.pool.base
@@ -287,7 +299,7 @@ cdef inline uint32_t receive(XdpIpPacketSocket self, Queue queue, XdpIpRecvBatch
     cdef uint64_t address, total_bytes = 0
     cdef uint32_t capacity = batch.capacity, filled = queue.filled, chunk = queue.umem.chunk_size
     cdef uint32_t least = queue.pool.geometry.rx_reserved
-    cdef uint32_t out = 0, i, count, frame, length
+    cdef uint32_t i, count, frame, length
     while out < capacity:
         count = available(&queue.rx, capacity - out)
         if count == 0:
@@ -319,17 +331,16 @@ cdef inline uint32_t receive(XdpIpPacketSocket self, Queue queue, XdpIpRecvBatch
             out += 1
         queue.rx.ours += count
         store_release(queue.rx.consumer, queue.rx.ours)
-    queue.counters.rx_packets += out
     queue.counters.rx_bytes += total_bytes
     return out
 
 
-cdef uint32_t receive_pieces(XdpIpPacketSocket self, Queue queue, XdpIpRecvBatch batch) noexcept nogil:
+cdef uint32_t receive_pieces(XdpIpPacketSocket self, Queue queue, RecvBatch batch, uint32_t first) noexcept nogil:
     """As `receive`, for packets that may span frames: each piece has a slot, all but the last are `continued`."""
     cdef Slots *slots = &batch.slots
     cdef Parsed parsed
     cdef Verdict verdict
-    cdef uint32_t out = 0, pieces, whole, i
+    cdef uint32_t out = first, pieces, whole, i
     while True:
         pieces = self.take_pieces(queue, slots, out, batch.capacity, &whole)
         if pieces == 0:
@@ -349,17 +360,17 @@ cdef uint32_t receive_pieces(XdpIpPacketSocket self, Queue queue, XdpIpRecvBatch
     return out
 
 
-cdef inline void build(XdpIpPacketSocket self, Queue queue, XdpIpTxBatch batch, uint32_t first, uint32_t via,
-                       Outcome *outcome, const bint to_egress) noexcept nogil:
-    """Hand pending slots from `first` to the TX ring. Lengths are hostile: read once, checked, and only the copy
-    used."""
+cdef inline void build(XdpIpPacketSocket self, Queue queue, XdpIpTxBatch batch, uint32_t first, uint32_t tail,
+                       uint32_t via, Outcome *outcome, const bint to_egress) noexcept nogil:
+    """Hand pending slots from `first` to before `tail` to the TX ring. Lengths are hostile: read once, checked, and
+    only the copy used."""
     cdef Slots *slots = &batch.slots
     cdef Geometry geometry = queue.pool.geometry
     cdef const Header *header = NULL
     cdef uint8_t *ip
     cdef Desc *desc
     cdef uint64_t offset, bytes_sent = 0
-    cdef uint32_t slot = first, tail = batch.tail, frame, length, total, whole, number, pieces, sent = 0
+    cdef uint32_t slot = first, frame, length, total, whole, number, pieces, sent = 0
     cdef uint32_t most = queue.sendable(queue.tx.size)
     cdef bint v6
     outcome.stop = DONE

@@ -48,6 +48,7 @@ cdef class XdpSocket:
     cdef object attachment          # what closing detaches
     cdef Driver _driver
     cdef HeaderTable table
+    cdef bint quiet                 # an aggregate rings the doorbell, for several sends at once
     cdef bint hold
     cdef bint owns_router
     cdef bint records_v6            # address records are IPv6 ones, IPv4 mapped into them
@@ -71,6 +72,8 @@ cdef class XdpSocket:
     cdef uint32_t trim_pieces(self, Queue queue, Slots *slots, uint32_t first, uint32_t count, uint32_t start,
                               uint32_t end) noexcept nogil
     cdef void give(self, Queue queue, Slots *slots, uint32_t slot, uint32_t pieces, uint32_t at) noexcept nogil
+    cdef uint32_t receive_into(self, RecvBatch batch, uint32_t first) noexcept nogil
+    cdef object send_some(self, TxBatch batch, object way, uint32_t limit)
     cdef object choose_router(self)
     cdef int ring_doorbell(self) except -1
     cdef int check_batch(self, Batch batch, bint transmit) except -1

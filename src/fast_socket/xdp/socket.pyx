@@ -81,6 +81,13 @@ cdef class XdpSocket:
             raise
         return 0
 
+    cdef uint32_t receive_into(self, RecvBatch batch, uint32_t first) noexcept nogil:
+        """Fill the slots of a batch from `first` on with what RX has; returns where that ended. GIL held."""
+        return first
+
+    cdef object send_some(self, TxBatch batch, object way, uint32_t limit):
+        """`send` of the slots before `limit`, by an endpoint or egress where one is given."""
+
     cdef object choose_router(self):
         """The caller's, or the device's own kind, which is then closed with the socket."""
         if self.options.router is not None:
@@ -179,6 +186,8 @@ cdef class XdpSocket:
 
     cdef int ring_doorbell(self) except -1:
         cdef int error
+        if self.quiet:
+            return 0
         if load_acquire(self.queue.tx.consumer) == self.queue.tx.ours:
             return 0                    # nothing waits
         with nogil:

@@ -37,12 +37,12 @@ cdef class XdpUdpSocket(XdpSocket):
     cdef uint16_t identification
 
     cdef int adopt(self, object options) except -1
-    cdef object send_batch(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint)
+    cdef object send_batch(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t limit)
     cdef int resolve_endpoint(self, XdpUdpEndpoint endpoint) except -1
     cdef void write_columns(self, Slots *slots, uint32_t slot, const uint8_t *frame, const Parsed *parsed,
                             bint whole) noexcept nogil
     cdef void transmit(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t first,
-                       Outcome *outcome) noexcept nogil
+                       uint32_t limit, Outcome *outcome) noexcept nogil
     cdef uint32_t segment(self, Queue queue, XdpUdpTxBatch batch, const Header *header, uint32_t slot, uint32_t size,
                           uint16_t port, uint32_t at, uint32_t most, Outcome *outcome) noexcept nogil
     cdef uint32_t send_pieces(self, Queue queue, XdpUdpTxBatch batch, const Header *header, uint32_t slot,

@@ -22,6 +22,7 @@ from fast_socket.core.addresses cimport (
     AF_INET, AF_INET6, HOST_V4_OFFSET, HOST_V6_OFFSET, PORT_OFFSET, SCOPE_OFFSET, STRIDE_V4, STRIDE_V6, htons,
     write_host,
 )
+from fast_socket.core.batch cimport RecvBatch, TxBatch
 from fast_socket.core.frames cimport Geometry, NO_FRAME, Slots, chunk_end, packet_start, put_frame
 from fast_socket.xdp.batch cimport XdpUdpRecvBatch, XdpUdpTxBatch
 from fast_socket.xdp.header_table cimport HeaderTable, Key, find, key_of
@@ -65,6 +66,8 @@ cdef extern from *:
 cdef enum:
     ECN_DEFAULT = 255
     PREFETCH_AHEAD = 4
+
+cdef uint32_t NO_LIMIT = 0xFFFFFFFF
 
 RECV_METADATA = (Metadata.ECN | Metadata.LOCAL | Metadata.TTL | Metadata.TIMESTAMP | Metadata.HARDWARE_TIMESTAMP
                  | Metadata.VLAN | Metadata.CHECKSUM)
@@ -244,19 +247,24 @@ cdef class XdpUdpSocket(XdpSocket):
         cdef uint32_t count
         self.check_batch(batch, False)
         self.begin_receive(batch)
-        if self.pieces:
-            count = receive_pieces(self, self.queue, batch)
-        elif self.plain:
-            if not self.records_v6:
-                count = receive(self, self.queue, batch, True, False, True)
-            else:
-                count = receive(self, self.queue, batch, True, True, True)
-        elif not self.records_v6:
-            count = receive(self, self.queue, batch, True, False, False)
-        else:
-            count = receive(self, self.queue, batch, True, True, False)
+        count = self.receive_into(batch, 0)
         self.end_receive(batch, count)
         return count
+
+    cdef uint32_t receive_into(self, RecvBatch batch, uint32_t first) noexcept nogil:
+        cdef uint32_t end
+        if self.pieces:
+            return receive_pieces(self, self.queue, batch, first)
+        if self.plain and not self.records_v6:
+            end = receive(self, self.queue, batch, first, True, False, True)
+        elif self.plain:
+            end = receive(self, self.queue, batch, first, True, True, True)
+        elif not self.records_v6:
+            end = receive(self, self.queue, batch, first, True, False, False)
+        else:
+            end = receive(self, self.queue, batch, first, True, True, False)
+        self.queue.counters.rx_packets += end - first
+        return end
 
     cdef void write_columns(self, Slots *slots, uint32_t slot, const uint8_t *frame, const Parsed *parsed,
                             bint whole) noexcept nogil:
@@ -296,16 +304,19 @@ cdef class XdpUdpSocket(XdpSocket):
         `SendError` with `accepted`, and is then the first pending one. Raises `Error` when closed, `BufferError` while
         packets are viewed, `ConfigError` for a batch of another socket, `DeviceError`.
         """
-        return self.send_batch(batch, None)
+        return self.send_batch(batch, None, NO_LIMIT)
 
     def send_to(self, XdpUdpEndpoint endpoint not None, XdpUdpTxBatch batch not None):
         """As `send`, every packet to one prepared endpoint: its address, metadata and segment size hold, those in the
         batch do not count."""
         if endpoint.table is not self.table:
             raise ConfigError("this endpoint was prepared by another socket: prepare one with this socket")
-        return self.send_batch(batch, endpoint)
+        return self.send_batch(batch, endpoint, NO_LIMIT)
 
-    cdef object send_batch(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint):
+    cdef object send_some(self, TxBatch batch, object way, uint32_t limit):
+        return self.send_batch(<XdpUdpTxBatch?> batch, way, limit)
+
+    cdef object send_batch(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t limit):
         cdef Outcome outcome
         cdef uint32_t total = 0, slot
         cdef const uint8_t *record
@@ -321,7 +332,7 @@ cdef class XdpUdpSocket(XdpSocket):
                     finally:
                         batch.slots.busy = False
                 while True:
-                    self.transmit(batch, endpoint, batch.head + total, &outcome)
+                    self.transmit(batch, endpoint, batch.head + total, min(limit, batch.tail), &outcome)
                     total += outcome.accepted
                     self.queue.publish_tx()
                     if outcome.stop != UNKNOWN_DESTINATION:
@@ -348,9 +359,9 @@ cdef class XdpUdpSocket(XdpSocket):
         finally:
             self.queue.leave()
 
-    cdef void transmit(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t first,
+    cdef void transmit(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t first, uint32_t limit,
                        Outcome *outcome) noexcept nogil:
-        """Hand pending slots from `first` to the TX ring, by the loop for this socket."""
+        """Hand pending slots from `first` to before `limit` to the TX ring, by the loop for this socket."""
         cdef bint to_all = endpoint is not None
         cdef const Header *header = &endpoint.header if to_all else NULL
         cdef uint32_t size = endpoint.segment_size if to_all else 0
@@ -360,21 +371,29 @@ cdef class XdpUdpSocket(XdpSocket):
             plain = False
         if to_all and plain:
             if self.records_v6:
-                build(self, self.queue, batch, header, size, length, first, outcome, True, True, True, self.checksums)
+                build(self, self.queue, batch, header, size, length, first, limit, outcome,
+                      True, True, True, self.checksums)
             elif self.checksums:
-                build(self, self.queue, batch, header, size, length, first, outcome, True, False, True, True)
+                build(self, self.queue, batch, header, size, length, first, limit, outcome,
+                      True, False, True, True)
             else:
-                build(self, self.queue, batch, header, size, length, first, outcome, True, False, True, False)
+                build(self, self.queue, batch, header, size, length, first, limit, outcome,
+                      True, False, True, False)
         elif to_all:
-            build(self, self.queue, batch, header, size, length, first, outcome, True, True, False, self.checksums)
+            build(self, self.queue, batch, header, size, length, first, limit, outcome,
+                  True, True, False, self.checksums)
         elif not plain:
-            build(self, self.queue, batch, header, size, length, first, outcome, False, True, False, self.checksums)
+            build(self, self.queue, batch, header, size, length, first, limit, outcome,
+                  False, True, False, self.checksums)
         elif self.records_v6:
-            build(self, self.queue, batch, header, size, length, first, outcome, False, True, True, self.checksums)
+            build(self, self.queue, batch, header, size, length, first, limit, outcome,
+                  False, True, True, self.checksums)
         elif self.checksums:
-            build(self, self.queue, batch, header, size, length, first, outcome, False, False, True, True)
+            build(self, self.queue, batch, header, size, length, first, limit, outcome,
+                  False, False, True, True)
         else:
-            build(self, self.queue, batch, header, size, length, first, outcome, False, False, True, False)
+            build(self, self.queue, batch, header, size, length, first, limit, outcome,
+                  False, False, True, False)
 
     cdef uint32_t segment(self, Queue queue, XdpUdpTxBatch batch, const Header *header, uint32_t slot, uint32_t size,
                           uint16_t port, uint32_t at, uint32_t most, Outcome *outcome) noexcept nogil:
@@ -567,13 +586,13 @@ cdef inline Verdict admit(XdpUdpSocket self, const uint8_t *data, const Parsed *
     return ACCEPTED if host == self.local_v4 else OTHER_ADDRESS
 
 
-cdef uint32_t receive_pieces(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch batch) noexcept nogil:
+cdef uint32_t receive_pieces(XdpUdpSocket self, Queue queue, RecvBatch batch, uint32_t first) noexcept nogil:
     """As `receive`, for packets that may span frames: each piece has a slot, all but the last are `continued`."""
     cdef Slots *slots = &batch.slots
     cdef const uint8_t *data
     cdef Parsed parsed
     cdef Verdict verdict
-    cdef uint32_t out = 0, pieces, whole, i
+    cdef uint32_t out = first, pieces, whole, i
     while True:
         pieces = self.take_pieces(queue, slots, out, batch.capacity, &whole)
         if pieces == 0:
@@ -599,8 +618,8 @@ cdef uint32_t receive_pieces(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch bat
     return out
 
 
-cdef inline uint32_t receive(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch batch, const bint v4, const bint v6,
-                             const bint plain) noexcept nogil:
+cdef inline uint32_t receive(XdpUdpSocket self, Queue queue, RecvBatch batch, uint32_t out, const bint v4,
+                             const bint v6, const bint plain) noexcept nogil:
     # Copies of what no store in the loop can change, as the compiler cannot know.
     cdef Slots slots = batch.slots
     cdef Ring rx
@@ -611,7 +630,7 @@ cdef inline uint32_t receive(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch bat
     cdef Verdict verdict
     cdef uint64_t address, total_bytes = 0, memory = <uint64_t> queue.umem.frames << queue.umem.shift
     cdef uint32_t capacity = batch.capacity, filled = queue.filled, chunk = queue.umem.chunk_size
-    cdef uint32_t shift = queue.umem.shift, out = 0, i, count, frame, length, size, host
+    cdef uint32_t shift = queue.umem.shift, i, count, frame, length, size, host
     cdef bint takes_v4 = v4 and (not v6 or self.v4), takes_v6 = v6 and self.v6
     cdef uint32_t least = queue.pool.geometry.rx_reserved, local_v4 = self.local_v4
     cdef uint32_t host_mask = 0 if self.any_host else 0xFFFFFFFF
@@ -670,15 +689,14 @@ cdef inline uint32_t receive(XdpUdpSocket self, Queue queue, XdpUdpRecvBatch bat
             out += 1
         queue.rx.ours += count
         store_release(queue.rx.consumer, queue.rx.ours)
-    queue.counters.rx_packets += out
     queue.counters.rx_bytes += total_bytes
     return out
 
 
 cdef inline void build(XdpUdpSocket self, Queue queue, XdpUdpTxBatch batch, const Header *fixed,
                        uint32_t segment_size, int64_t payload_len,
-                       uint32_t first, Outcome *outcome, const bint to_endpoint, const bint v6, const bint plain,
-                       const bint checksum) noexcept nogil:
+                       uint32_t first, uint32_t tail, Outcome *outcome, const bint to_endpoint, const bint v6,
+                       const bint plain, const bint checksum) noexcept nogil:
     """Lengths are the caller's to write at any time, from any thread: each is read once, checked, and only the
     checked value used. Offsets are ours, and leave room in front for any header.
 
@@ -696,7 +714,7 @@ cdef inline void build(XdpUdpSocket self, Queue queue, XdpUdpTxBatch batch, cons
     cdef Desc *desc
     cdef Key key, last
     cdef uint64_t offset, bytes_sent = 0
-    cdef uint32_t slot = first, tail = batch.tail, frame, length, size, ip_size, used, sent = 0
+    cdef uint32_t slot = first, frame, length, size, ip_size, used, sent = 0
     cdef uint32_t most = queue.sendable(queue.tx.size), mark = queue.sent, singles = 0, further = 0
     cdef uint16_t port = 0
     cdef bint known = False

@@ -71,7 +71,7 @@ def test_a_plan_with_a_cpu_pins(kind):
 @kinds
 def test_the_time_is_over(kind):
     looks = []
-    done = workers.run(plans(2), targets.until_over, kind=kind, duration=0.4, on_progress=looks.append, interval=0.1)
+    done = workers.run(plans(2), targets.until_over, kind=kind, duration=1.0, on_progress=looks.append, interval=0.1)
     assert all(worker.counters["sent"] > 0 for worker in done.workers)
     assert len(looks) >= 2
     assert looks[-1].total["sent"] == sum(each["sent"] for each in looks[-1].workers) > looks[0].total["sent"] > 0
@@ -132,7 +132,7 @@ def test_a_killed_process_is_noticed_and_the_others_stop_or_go_on():
         workers.run(plans(3), targets.dies)
     done = workers.run(plans(3), targets.dies, on_failure="go on", duration=0.5)
     assert [worker.error is None for worker in done.workers] == [True, False, True]
-    assert done.workers[2].counters["sent"] > 50
+    assert done.workers[2].counters["sent"] > 0
 
 
 def test_a_process_that_does_not_stop_is_killed():
@@ -191,13 +191,15 @@ def test_sockets_that_share_a_port(kind):
                 if client.driver.wait(2.0):
                     answered.append(client.recv(rx))
 
-    def begin(progress):
+    def look(progress):
         if not asking:
             asking.append(threading.Thread(target=ask))
             asking[0].start()
+        elif not asking[0].is_alive():
+            signal.raise_signal(signal.SIGINT)
 
-    done = workers.run([address] * 2, targets.echo, kind=kind, duration=1.5, on_progress=begin, interval=0.05)
-    asking[0].join()
+    done = workers.run([address] * 2, targets.echo, kind=kind, duration=60, on_progress=look, interval=0.05)
+    assert done.stopped_by == "SIGINT"
     assert sum(answered) == 20 == done.total["received"] == sum(worker.value for worker in done.workers)
 
 

@@ -1,6 +1,7 @@
 """Queues shared out among workers: the arithmetic, the hand-over, and that nothing is left behind."""
 
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -129,12 +130,14 @@ class Link:
         self.near, self.far = lab.host("near"), lab.host("far")
         self.link = lab.link(self.near, self.far, queues=4)
 
-    def run(self, code: str) -> str:
+    def start(self, code: str) -> Any:
         """A program on the far host, which has four queues."""
-        process = self.far.popen(
+        return self.far.popen(
             [sys.executable, "-c", PRELUDE + code, self.link.b.name, str(self.link.a.ipv4)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
         )  # fmt: skip
+
+    def finish(self, process: Any) -> str:
         output: str = process.communicate(timeout=SECONDS)[0]
         assert process.returncode == 0, output
         return output
@@ -151,14 +154,9 @@ def link() -> Any:
 @pytest.mark.parametrize("kind", ["process", "thread"])
 def test_every_flow_is_answered_by_the_worker_of_its_queue(link: Link, kind: str) -> None:
     """Forty flows over four queues of two workers; each of their datagrams comes back once."""
-    import threading
-
     answered: list[int] = []
 
     def ask() -> None:
-        import time
-
-        time.sleep(3.0 if kind == "process" else 1.5)
         for _ in range(40):
             with fs.OsUdpSocket.connect((str(link.link.b.ipv4), 9000)) as client:
                 tx, rx = client.tx_batch(5), client.recv_batch(5)
@@ -166,21 +164,27 @@ def test_every_flow_is_answered_by_the_worker_of_its_queue(link: Link, kind: str
                     tx.append(b"%d" % i)
                 client.send(tx)
                 got = 0
-                while got < 5 and client.driver.wait(1.0):
+                while got < 5 and client.driver.wait(5.0):
                     got += client.recv(rx)
                 answered.append(got)
 
-    asking = threading.Thread(target=lambda: link.near.run(ask))
-    asking.start()
-    output = link.run(f"""
+    program = link.start(f"""
+begun = []
+def look(progress):
+    if not begun:
+        begun.append(print("begun", flush=True))
+
 if __name__ == "__main__":
     with fs.XdpFactory(device).claim(fs.All).ports([9000]).workers(2).build() as factory:
         assert attached()
-        done = workers.run(factory.plans, targets.answer, kind={kind!r}, duration=6.0)
+        done = workers.run(factory.plans, targets.answer, kind={kind!r}, duration=60, on_progress=look, interval=0.05)
     assert not attached()
     print([worker.value for worker in done.workers], done.total, [w.counters["received"] for w in done.workers])
 """)
-    asking.join()
+    assert program.stdout.readline() == "begun\n", program.communicate()[0]
+    link.near.run(ask)
+    program.send_signal(signal.SIGINT)
+    output = link.finish(program)
     assert answered == [5] * 40
     assert output.startswith("[(0, 1), (2, 3)] {'received': 200, 'sent': 200}"), output
 
@@ -188,7 +192,7 @@ if __name__ == "__main__":
 @pytest.mark.root
 @pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
 def test_what_goes_wrong_leaves_nothing_attached(link: Link) -> None:
-    output = link.run("""
+    program = link.start("""
 if __name__ == "__main__":
     Config, Device = fs.ConfigError, fs.DeviceError
     make = lambda: fs.XdpFactory(device)
@@ -235,6 +239,7 @@ if __name__ == "__main__":
     refused(lambda: factory.plans[0].open_udp(local="0.0.0.0:9000"), Device, "closed")
     print("all", [thread.name for thread in threading.enumerate()])
 """)
+    output = link.finish(program)
     assert output == "all ['MainThread']\n"
 
 

@@ -120,7 +120,7 @@ def test_a_burst_is_read_once_or_a_few_times(place: Place) -> None:
         eventually(lambda: it.resolve(ip_address("10.2.87.1")))
         assert it.resolve(ip_address("10.0.1.1")).destination_mac.hex(":") == SECOND  # type: ignore[union-attr]
         eventually(lambda: it.messages >= 600)
-        assert it.readings <= 4
+        assert it.readings <= 30  # of 600 messages
 
 
 def test_what_the_kernel_could_not_tell_is_read_all_the_same(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,8 @@ class NoRouter:
         ({"attach": "offload"}, fs.CapabilityError, "offload"),
         ({"metadata": fs.Metadata.TXTIME}, fs.CapabilityError, "OS sockets"),
         ({"pool": "mine"}, fs.ConfigError, "pool"),
+        ({"tx_budget": 16}, fs.ConfigError, "tx_budget"),
+        ({"tx_budget": 128, "tx_ring": 64}, fs.ConfigError, "tx_budget"),
         ({"numa_node": 1000}, fs.ConfigError, "numa_node"),
         ({"numa_node": "mine"}, fs.ConfigError, "numa_node"),
     ],

@@ -656,10 +656,15 @@ def test_a_forked_child_takes_nothing_along(ends: Ends, attach: str) -> None:
     passes(near, far, ends)
     child = os.fork()
     if child == 0:
+        code = 1
         try:
+            for use in (near.forget_routes, near.router.refresh):
+                with pytest.raises(DeviceError, match="parent"):
+                    use()
             far.close()
+            code = 0 if far.closed else 1
         finally:
-            os._exit(0 if far.closed else 1)
+            os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
     assert attached(ends)
     passes(near, far, ends)

@@ -103,6 +103,83 @@ def test_a_router_that_uses_the_socket(what):
         assert near.pool.tx_available == 16
 
 
+class Moving:
+    """Its answer changes while it is being given, if `meanwhile` says so; the next time it may fail."""
+
+    def __init__(self, device, macs):
+        self.device, self.macs = device, macs
+        self.generation, self.fails, self.meanwhile = 0, False, None
+
+    def resolve(self, destination):
+        if self.fails:
+            self.fails = False
+            raise OSError("for a moment")
+        answer = fs.Egress(self.device.ifindex, self.device.mac, self.macs[self.generation], 1500)
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            meanwhile()
+        return answer
+
+
+def moving():
+    wire = fs.Wire()
+    near, old, new = (fs.SimulatedDevice(wire, addresses=[f"192.0.2.{i}/24"]) for i in (1, 2, 3))
+    return Moving(near, [old.mac, new.mac]), near, [fs.XdpIpPacketSocket.open(device) for device in (old, new)]
+
+
+def arrived(socks):
+    return [sock.recv(sock.recv_batch(64)) for sock in socks]
+
+
+def test_an_answer_from_before_a_change_is_not_kept():
+    router, device, peers = moving()
+    with fs.XdpUdpSocket.open(device, local="192.0.2.1:1000", router=router) as sock:
+        tx = sock.tx_batch(1)
+
+        def change():
+            router.generation = 1
+            other = sock.tx_batch(1)
+            other.append(b"of another thread", ("192.0.2.9", 9))
+            sock.send(other)
+
+        router.meanwhile = change
+        for _ in range(5):
+            tx.append(b"where to", ("192.0.2.8", 9))
+            assert sock.send(tx) == 1
+        assert arrived(peers) == [0, 6]
+
+
+PACKET = bytes.fromhex("4500001c 00004000 40fd0000 c0000201 c0000202") + b"12345678"
+
+
+def test_egresses_follow_a_router_that_failed_or_moved_meanwhile():
+    router, device, peers = moving()
+    with fs.XdpIpPacketSocket.open(device, router=router) as sock:
+        first, tx = sock.resolve("192.0.2.2"), sock.tx_batch(1)
+
+        def change():
+            router.generation = 1
+            other = sock.tx_batch(1)
+            other.append(PACKET)
+            sock.send_via(first, other)
+
+        router.meanwhile = change
+        second = sock.resolve("192.0.2.3")
+        for egress in (first, second, second):
+            tx.append(PACKET)
+            assert sock.send_via(egress, tx) == 1
+        assert arrived(peers) == [0, 4]
+    router, device, peers = moving()
+    with fs.XdpIpPacketSocket.open(device, router=router) as sock:
+        egress, tx = sock.resolve("192.0.2.2"), sock.tx_batch(1)
+        router.generation, router.fails = 1, True
+        tx.append(PACKET)
+        with pytest.raises(OSError, match="for a moment"):
+            sock.send_via(egress, tx)
+        assert sock.send_via(egress, tx) == 1
+        assert arrived(peers) == [0, 1]
+
+
 def test_what_is_not_made_by_hand():
     for make in (socket.XdpSocket, udp.XdpUdpSocket, fs.XdpUdpEndpoint, fs.XdpIpPacketSocket, fs.XdpEgress):
         with pytest.raises(TypeError):

@@ -947,6 +947,89 @@ def test_more_pieces_than_the_rings_take_are_refused(jumbo: Net) -> None:
         far.close()
 
 
+def test_a_packet_trimmed_to_the_end_of_its_frame_has_no_room(net: Net) -> None:
+    near, far = net.near(tx_frames=8), net.capture()
+    tx = near.tx_batch(8)
+    assert tx.allocate() == 8
+    tx.fill(b"n" * tx[0].tailroom)
+    tx.set_destinations(TO)
+    tx[3].trim_prefix(len(tx[3]))
+    tx.lengths[:] = 10
+    tx.lengths[3] = 200
+    with pytest.raises(SendError) as caught:
+        near.send(tx)
+    assert caught.value.accepted == 3
+    tx.discard()
+    assert len(captured(far)) == 3
+    assert whole(near.pool)
+
+
+def test_packets_in_pieces_are_taken_whole(jumbo: Net) -> None:
+    near, far = jumbo.near(multi_buffer=True), jumbo.far(multi_buffer=True)
+    tx = near.tx_batch(8)
+    for part in (b"a" * 3000, b"a" * 3000, b"b" * 10, b"c" * 3000, b"c" * 3000, b"d"):
+        tx.append(part, TO)
+    tx.continued[:] = [1, 0, 0, 1, 0, 0]
+    assert near.send(tx) == 6
+    rx, small, large = far.recv_batch(16), far.tx_batch(1), far.tx_batch(16)
+    assert far.recv(rx) == 6
+    assert rx.datagram_count == 4
+    assert small.take_from(rx) == 0  # two pieces do not fit, and none goes alone
+    rx[4].take().release()  # the end of c
+    assert large.take_from(rx) == 4
+    assert [bytes(packet)[:1] for packet in large] == [b"a", b"a", b"b", b"d"]
+    assert far.send(large) == 4
+    back = near.recv_batch(16)
+    assert near.recv(back) == 4
+    assert back.continued.tolist() == [1, 0, 0, 0]
+    del back
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_packets_in_pieces_are_not_cut(jumbo: Net, prepared: bool) -> None:
+    near = jumbo.near(multi_buffer=True)
+    tx = near.tx_batch(2)
+    tx.append(bytes(1000), TO)
+    tx.append(bytes(700), TO)
+    tx.continued[0] = 1
+    if prepared:
+        for options, message in (({"gso_size": 500}, "not cut"), ({"payload_len": 1000}, "payload_len")):
+            to = near.prepare_udp_endpoint(fs.UdpEndpointSpec(remote=TO, **options))
+            with pytest.raises(SendError, match=message):
+                near.send_to(to, tx)
+        to = near.prepare_udp_endpoint(fs.UdpEndpointSpec(remote=TO, payload_len=1700))
+        assert near.send_to(to, tx) == 2
+    else:
+        tx.segment_sizes[0] = 500
+        with pytest.raises(SendError, match="not cut"):
+            near.send(tx)
+
+
+def test_sources_and_destinations_are_of_the_sockets_families(net: Net) -> None:
+    for options in ({"local": (V6[0], 7000)}, {"local": ("::", 7000), "v6only": True}):
+        with fs.XdpUdpSocket.open(net.a, **options) as near:  # type: ignore[arg-type]
+            tx = near.tx_batch(1)
+            tx.append(b"over IPv4", TO)
+            with pytest.raises(SendError, match="family"):
+                near.send(tx)
+    near = net._keep(fs.XdpUdpSocket.open(net.a, local=("::", 7000), metadata=Metadata.LOCAL))
+    tx = near.tx_batch(1)
+    for to, source in ((V4[1], V6[0]), (V6[1], f"::ffff:{V4[0]}")):
+        tx.append(b"from where", (to, PORT))
+        tx.source_addresses[0] = list(ip_address(source).packed)
+        with pytest.raises(SendError, match="source address"):
+            near.send(tx)
+        tx.discard()
+
+
+@pytest.mark.parametrize("group", ["224.0.0.5", "255.255.255.255"])
+def test_nothing_leaves_from_a_group(net: Net, group: str) -> None:
+    near = net._keep(fs.XdpUdpSocket.open(net.a, local=(group, PEER_PORT)))
+    far = net.capture()
+    send(near, [b"from a host"], TO)
+    assert captured(far)[0].source == V4[0]
+
+
 def test_the_rest_of_a_cut_packet_may_go_to_an_endpoint_of_fixed_length(net: Net) -> None:
     near, far = net.near(tx_ring=4, tx_frames=64), net.far()
     to = near.prepare_udp_endpoint(fs.UdpEndpointSpec(remote=TO, gso_size=100, payload_len=1000))

@@ -40,6 +40,8 @@ cdef class TxBatch(Batch):
     cdef uint32_t take_frames(self, uint32_t count) noexcept
     cdef int require_room(self) except -1
     cdef void accept(self, uint32_t count) noexcept
+    cdef uint32_t take_whole(self, RecvBatch source, uint32_t to, bint reply, bint local, bint sizes,
+                             bint ports) noexcept
 
 
 @cython.final

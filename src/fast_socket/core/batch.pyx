@@ -904,9 +904,10 @@ cdef class TxBatch(Batch):
 
         They go back to their senders, from the address that they were sent to where both batches have
         Metadata.LOCAL; with ``reply=False`` the destinations are left to the caller. A GRO packet leaves as the
-        datagrams that it came as. What did not fit stays in `source`, and so do packets from port 0, which nobody can
-        answer (RFC 768). Raises `ConfigError` where the batches are of
-        different pools or families, `BufferError` while packets are viewed.
+        datagrams that it came as. A packet in pieces moves as a whole or not at all. What did not fit stays in
+        `source`, and so do packets from port 0, which nobody can answer (RFC 768), and what is left of a packet of
+        which pieces were taken. Raises `ConfigError` where the batches are of different pools or families,
+        `BufferError` while packets are viewed.
         """
         cdef Slots *src = &source.slots
         cdef Slots *dst = &self.slots
@@ -914,7 +915,6 @@ cdef class TxBatch(Batch):
         cdef bint local = reply and src.local_hosts != NULL and dst.local_hosts != NULL
         cdef bint sizes = src.segment_sizes != NULL and dst.segment_sizes != NULL
         cdef bint ports = reply and src.local_ports != NULL and dst.local_ports != NULL
-        cdef bint pieces = src.continued != NULL and dst.continued != NULL
         if source.pool is not self.pool:
             raise ConfigError("take_from: the batches belong to different pools: open both sockets with the same "
                               "pool=, or copy with append()")
@@ -924,28 +924,37 @@ cdef class TxBatch(Batch):
         source.claim()
         first = to = self.tail
         self.clear_slots(first, min(self.capacity - first, source.tail - source.head))
-        for i in range(source.head, source.tail):
-            if to == self.capacity:
-                break
-            if src.frames[i] == NO_FRAME or (reply and port_of(src, i) == 0):
-                continue
-            dst.frames[to], src.frames[i] = src.frames[i], NO_FRAME
-            src.vacant += 1
-            dst.offsets[to], dst.lengths[to] = src.offsets[i], src.lengths[i]
-            if reply and dst.v6:        # constant sizes: a move or two, instead of a call
-                memcpy(dst.addresses + <size_t> to * STRIDE_V6, src.addresses + <size_t> i * STRIDE_V6, STRIDE_V6)
-            elif reply:
-                memcpy(dst.addresses + <size_t> to * STRIDE_V4, src.addresses + <size_t> i * STRIDE_V4, STRIDE_V4)
-            if local and not is_group(src.local_hosts + <size_t> i * src.host_size, src.v6):
-                memcpy(dst.local_hosts + <size_t> to * dst.host_size, src.local_hosts + <size_t> i * dst.host_size,
-                       dst.host_size)
-            if sizes and src.segment_sizes[i] < src.lengths[i]:
-                dst.segment_sizes[to] = src.segment_sizes[i]
-            if ports or pieces:
-                copy_rare(src, i, dst, to, ports, pieces)
-            to += 1
+        if src.continued != NULL:
+            to = self.take_whole(source, to, reply, local, sizes, ports)
+        else:
+            for i in range(source.head, source.tail):
+                if to == self.capacity:
+                    break
+                if src.frames[i] == NO_FRAME or (reply and port_of(src, i) == 0):
+                    continue
+                move_slot(src, i, dst, to, reply, local, sizes, ports, False)
+                to += 1
         self.tail = to
         return to - first
+
+    cdef uint32_t take_whole(self, RecvBatch source, uint32_t to, bint reply, bint local, bint sizes,
+                             bint ports) noexcept:
+        """The loop of `take_from` for packets in pieces: each moves with all its slots, or stays."""
+        cdef Slots *src = &source.slots
+        cdef Slots *dst = &self.slots
+        cdef uint32_t i = source.head, end
+        while i < source.tail:
+            end = behind_packet(src, i, source.tail)
+            if (is_whole(src, i, end) and (dst.continued != NULL or end == i + 1)
+                    and not (reply and port_of(src, i) == 0)):
+                if to + (end - i) > self.capacity:
+                    break
+                while i < end:
+                    move_slot(src, i, dst, to, reply, local, sizes, ports, dst.continued != NULL)
+                    i += 1
+                    to += 1
+            i = end
+        return to
 
     def discard(self, count=None):
         """Return the frames of the first `count` pending slots, all by default, to the pool without sending; returns
@@ -964,6 +973,38 @@ cdef int write_destination(uint8_t *record, bint v6, object to) except -1:
     if port == 0:
         raise ConfigError(f"destination {to!r}: nothing can be sent to port 0")
     return 0
+
+
+cdef inline void move_slot(Slots *src, uint32_t i, Slots *dst, uint32_t to, bint reply, bint local, bint sizes,
+                           bint ports, bint pieces) noexcept:
+    dst.frames[to], src.frames[i] = src.frames[i], NO_FRAME
+    src.vacant += 1
+    dst.offsets[to], dst.lengths[to] = src.offsets[i], src.lengths[i]
+    if reply and dst.v6:        # constant sizes: a move or two, instead of a call
+        memcpy(dst.addresses + <size_t> to * STRIDE_V6, src.addresses + <size_t> i * STRIDE_V6, STRIDE_V6)
+    elif reply:
+        memcpy(dst.addresses + <size_t> to * STRIDE_V4, src.addresses + <size_t> i * STRIDE_V4, STRIDE_V4)
+    if local and not is_group(src.local_hosts + <size_t> i * src.host_size, src.v6):
+        memcpy(dst.local_hosts + <size_t> to * dst.host_size, src.local_hosts + <size_t> i * dst.host_size,
+               dst.host_size)
+    if sizes and src.segment_sizes[i] < src.lengths[i]:
+        dst.segment_sizes[to] = src.segment_sizes[i]
+    if ports or pieces:
+        copy_rare(src, i, dst, to, ports, pieces)
+
+
+cdef uint32_t behind_packet(const Slots *slots, uint32_t slot, uint32_t tail) noexcept nogil:
+    """The slot behind the pieces of the packet that begins in `slot`."""
+    while slots.continued[slot] and slot + 1 < tail:
+        slot += 1
+    return slot + 1
+
+
+cdef bint is_whole(const Slots *slots, uint32_t slot, uint32_t end) noexcept nogil:
+    """Whether none of its pieces was taken."""
+    while slot < end and slots.frames[slot] != NO_FRAME:
+        slot += 1
+    return slot == end
 
 
 cdef uint32_t check_count(object count, str what) except? 0xFFFFFFFF:

@@ -105,6 +105,9 @@ cdef class Descriptor:
             if self.fd >= 0:
                 close(self.fd)
             self.fd = -1
+            if self.wake >= 0:
+                close(self.wake)
+                self.wake = -1
 
     cdef void shut(self) noexcept:
         """What a backend gives back when the descriptor is closed; nobody is inside any more. It may close the

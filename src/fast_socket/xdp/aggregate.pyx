@@ -15,7 +15,7 @@ from fast_socket.core.batch cimport RecvBatch, TxBatch
 from fast_socket.xdp.batch cimport XdpIpRecvBatch
 from fast_socket.xdp.queue cimport Queue
 from fast_socket.xdp.ring cimport load_acquire
-from fast_socket.xdp.socket cimport XdpSocket
+from fast_socket.xdp.socket cimport XdpSocket, packets_in
 
 import dataclasses
 import errno
@@ -186,7 +186,7 @@ cdef class XdpAggregate:
             except Error as error:
                 self.failure = error
         self.turn = (self.turn + 1) % count
-        batch.tail = batch.datagram_total = out
+        batch.tail, batch.datagram_total = out, packets_in(&batch.slots, out)
         if out == 0 and self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure

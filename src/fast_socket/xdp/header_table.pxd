@@ -31,7 +31,7 @@ cdef class HeaderTable:
 
     cdef bint is_current(self) except -1
     cdef void forget(self) noexcept
-    cdef Header *insert(self, Key key) except NULL
+    cdef int insert(self, Key key) except -1
     cdef int resolve(self, object destination, Header *header, object source) except -1
 
 

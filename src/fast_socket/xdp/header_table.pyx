@@ -93,7 +93,7 @@ cdef class HeaderTable:
             self.forgotten += self.count
         self.count = 0
 
-    cdef Header *insert(self, Key key) except NULL:
+    cdef int insert(self, Key key) except -1:
         """Resolve a destination and keep the header. Raises `UnresolvedError`, and whatever the router raises."""
         cdef Header header
         cdef uint8_t host[16]
@@ -101,7 +101,10 @@ cdef class HeaderTable:
         memcpy(host, &key, 16)
         destination = ip_address((<char *> host)[:16])
         destination = destination.ipv4_mapped or destination
+        generation = self.generation
         self.resolve(destination, &header, None)
+        if self.generation is not generation:
+            return 0                    # the routes have changed meanwhile: it is asked for again
         if self.count == MOST_DESTINATIONS:
             self.forget()
         at = place_of(self, key)
@@ -110,7 +113,7 @@ cdef class HeaderTable:
         self.headers[self.count], self.keys[self.count] = header, key
         self.count += 1
         self.index[at] = self.forgotten + self.count
-        return &self.headers[self.count - 1]
+        return 0
 
     cdef int resolve(self, object destination, Header *header, object source) except -1:
         """Ask the router, and write the header: without ports but for the socket's own. `source` overrides."""
@@ -122,7 +125,7 @@ cdef class HeaderTable:
         egress = self.router.resolve(destination)
         if isinstance(egress, Unresolved):
             raise UnresolvedError(destination, egress)
-        if not isinstance(egress, Egress):
+        if type(egress) is not Egress:          # which checks its fields
             raise ConfigError(f"the router's resolve({destination}) returned {egress!r}: it must return an Egress "
                               f"or an Unresolved")
         if egress.interface != self.interface:

@@ -151,7 +151,10 @@ cdef class XdpIpPacketSocket(XdpSocket):
         self.queue.enter()
         try:
             self.resolve_egresses()
+            generation = self.table.generation
             self.table.resolve(address, &header, None)
+            if self.table.generation is not generation:         # the routes have changed meanwhile
+                self.egress_generation = None
             if self.egress_count == MOST_EGRESSES:
                 raise ConfigError(f"this socket has {MOST_EGRESSES} egresses: keep those, and reuse them")
             grown = <Header *> realloc(self.egresses, (self.egress_count + 1) * sizeof(Header))
@@ -174,7 +177,7 @@ cdef class XdpIpPacketSocket(XdpSocket):
         self.table.is_current()
         if self.egress_generation is self.table.generation:
             return 0
-        self.egress_generation = self.table.generation
+        generation, self.egress_generation = self.table.generation, None       # none, until all are done
         for i, destination in enumerate(list(self.egress_objects)):
             try:
                 self.table.resolve(destination, &header, None)
@@ -183,6 +186,7 @@ cdef class XdpIpPacketSocket(XdpSocket):
                 self.egresses[i].mtu = 0
             else:
                 self.egresses[i] = header
+        self.egress_generation = generation
         return 0
 
     def recv(self, XdpIpRecvBatch batch not None):

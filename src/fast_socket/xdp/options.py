@@ -21,6 +21,8 @@ L2_HEADROOM = 128
 #: Ethernet with two tags: what a frame has over its IP datagram.
 LINK_OVERHEAD = 22
 LEAST_CHUNK, MOST_CHUNK = 2048, 4096
+LEAST_TX_BUDGET = 32  # TX_BATCH_SIZE, net/xdp/xsk.c
+LIMITED_BROADCAST = IPv4Address("255.255.255.255")
 
 
 class XdpOptions(TypedDict, total=False):
@@ -222,6 +224,8 @@ class CheckedOptions:
         v6only = given.get("v6only", False)
         v6 = address.version == 6
         dual = v6 and address.is_unspecified and not v6only
+        # What goes to a group or to all arrives here, but nothing can leave from such an address.
+        shared = address.is_unspecified or address.is_multicast or address == LIMITED_BROADCAST
         return cls(
             device=as_device(device),
             **given,
@@ -233,8 +237,8 @@ class CheckedOptions:
             any_host=address.is_unspecified,
             v6=v6,
             several_ports=len(ports) > 1 or port not in ports,
-            source_v4=address.packed if isinstance(address, IPv4Address) and not address.is_unspecified else None,
-            source_v6=address.packed if isinstance(address, IPv6Address) and not address.is_unspecified else None,
+            source_v4=address.packed if isinstance(address, IPv4Address) and not shared else None,
+            source_v6=address.packed if isinstance(address, IPv6Address) and not shared else None,
         )
 
     @classmethod
@@ -267,7 +271,7 @@ class CheckedOptions:
             ("tx_ring", 2, 1 << 16),
             ("fill_ring", 0, 1 << 16),
             ("completion_ring", 2, 1 << 16),
-            ("tx_budget", 1, 1 << 16),
+            ("tx_budget", LEAST_TX_BUDGET, self.tx_ring),
             ("busy_poll", 0, (1 << 31) - 1),
             ("busy_poll_budget", 1, 65_535),
         ):

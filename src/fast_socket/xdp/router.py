@@ -7,6 +7,7 @@ in the log, and neighbours that the kernel knows already are all there are.
 
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class XdpQueueLocalRouter:
     def __init__(self, interface: IfIndex | int | str, snapshot: RouteSnapshot | None = None) -> None:
         """`ConfigError` if there is no such device, or it is not Ethernet."""
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="fast_socket router")
+        self._process = os.getpid()
         try:
             self._snapshot = snapshot or self._there(RouteSnapshot.read, interface=interface)
             if snapshot is not None:
@@ -68,6 +70,8 @@ class XdpQueueLocalRouter:
         self._may_ask = True
 
     def _there(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if os.getpid() != self._process:
+            raise DeviceError("this router is the parent process's: open sockets after a fork")
         try:
             asked = self._keeper.submit(call, *args, **kwargs)
         except RuntimeError as error:  # no more work after shutdown

@@ -22,6 +22,9 @@ cdef enum Stop:
     WRONG_LENGTH
     TOO_LARGE
     TOO_MANY_PIECES
+    BAD_SOURCE
+    BAD_FAMILY
+    NOT_CUT
     BAD_PACKET
     BAD_EGRESS
 
@@ -34,6 +37,9 @@ cdef struct Outcome:
 
 cdef uint32_t add_pieces(const Slots *slots, const Geometry *geometry, uint32_t slot, uint32_t tail,
                          uint32_t *whole) noexcept nogil
+
+
+cdef uint32_t packets_in(const Slots *slots, uint32_t count) noexcept nogil
 
 
 cdef object KEY                 # whoever has it may make sockets, endpoints and egresses

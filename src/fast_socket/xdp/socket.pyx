@@ -4,7 +4,7 @@ The parts that differ, reading and writing headers, are loops of the final class
 """
 
 cimport cython
-from libc.errno cimport EADDRNOTAVAIL, EDESTADDRREQ, EINVAL, EMSGSIZE, ENOBUFS, EPROTOTYPE
+from libc.errno cimport EADDRNOTAVAIL, EAFNOSUPPORT, EDESTADDRREQ, EINVAL, EMSGSIZE, ENOBUFS, EPROTOTYPE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -32,6 +32,9 @@ REFUSALS = {
     WRONG_LENGTH: (EINVAL, "the endpoint was prepared for packets of payload_len bytes only"),
     TOO_MANY_PIECES: (EMSGSIZE, "it has more pieces than the rings ever take at once: ask for a larger tx_ring and "
                                 "completion_ring"),
+    BAD_FAMILY: (EAFNOSUPPORT, "its destination is of a family that this socket has no address of"),
+    NOT_CUT: (EINVAL, "a packet in pieces is not cut into segments: leave its segment size 0"),
+    BAD_SOURCE: (EINVAL, "its source address is of the other family than its destination"),
     BAD_PACKET: (EPROTOTYPE, "it is not an IP datagram of this socket's families whose length field says its length"),
     BAD_EGRESS: (EADDRNOTAVAIL, "its egress is none that this socket has resolved"),
 }
@@ -50,6 +53,15 @@ cdef uint32_t add_pieces(const Slots *slots, const Geometry *geometry, uint32_t 
         if not slots.continued[at - 1]:
             return at - slot
     return 0
+
+
+cdef uint32_t packets_in(const Slots *slots, uint32_t count) noexcept nogil:
+    """Packets in the first slots of a batch: each ends in a slot that is not continued."""
+    cdef uint32_t slot, packets = count
+    if slots.continued != NULL:
+        for slot in range(count):
+            packets -= slots.continued[slot] != 0
+    return packets
 
 
 cdef object KEY = object()
@@ -330,7 +342,7 @@ cdef class XdpSocket:
     cdef int end_receive(self, RecvBatch batch, uint32_t count) except -1:
         cdef Queue queue = self.queue
         batch.tail = count
-        batch.datagram_total = count
+        batch.datagram_total = packets_in(&batch.slots, count)
         self._driver.last_batch = count
         queue.refill()
         if load_acquire(queue.fill.consumer) == queue.fill.ours:

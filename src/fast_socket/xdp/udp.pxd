@@ -41,6 +41,8 @@ cdef class XdpUdpSocket(XdpSocket):
     cdef int resolve_endpoint(self, XdpUdpEndpoint endpoint) except -1
     cdef void write_columns(self, Slots *slots, uint32_t slot, const uint8_t *frame, const Parsed *parsed,
                             bint whole) noexcept nogil
+    cdef bint foreign(self, const Slots *slots, uint32_t slot) noexcept nogil
+    cdef inline bint in_pieces(self, const Slots *slots, uint32_t slot) noexcept nogil
     cdef void transmit(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t first,
                        uint32_t limit, Outcome *outcome) noexcept nogil
     cdef uint32_t segment(self, Queue queue, XdpUdpTxBatch batch, const Header *header, uint32_t slot, uint32_t size,

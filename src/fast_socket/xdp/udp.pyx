@@ -36,8 +36,8 @@ from fast_socket.xdp.ring cimport (
     CONTINUED, Desc, Ring, available, desc_at, extent, outside, prefetch, store_release,
 )
 from fast_socket.xdp.socket cimport (
-    DONE, NO_DESTINATION, NO_FRAMES, OUTSIDE_FRAME, RING_FULL, TOO_LARGE, TOO_MANY_PIECES, UNKNOWN_DESTINATION,
-    WRONG_LENGTH, KEY, Outcome, XdpSocket, add_pieces,
+    BAD_FAMILY, BAD_SOURCE, DONE, KEY, NO_DESTINATION, NO_FRAMES, NOT_CUT, OUTSIDE_FRAME, RING_FULL, TOO_LARGE,
+    TOO_MANY_PIECES, UNKNOWN_DESTINATION, WRONG_LENGTH, Outcome, XdpSocket, add_pieces,
 )
 
 from types import GenericAlias
@@ -62,6 +62,9 @@ cdef extern from *:
     #define CYTHON_INLINE __inline__ __attribute__((always_inline))
     #endif
     """
+
+cdef extern from "<arpa/inet.h>" nogil:
+    uint32_t htonl(uint32_t value)
 
 cdef enum:
     ECN_DEFAULT = 255
@@ -338,6 +341,9 @@ cdef class XdpUdpSocket(XdpSocket):
                     if outcome.stop != UNKNOWN_DESTINATION:
                         break
                     slot = batch.head + total
+                    if self.foreign(&batch.slots, slot):
+                        outcome.stop, outcome.accepted = BAD_FAMILY, 0
+                        break
                     record = batch.slots.addresses + <uint64_t> slot * batch.slots.address_stride
                     if not self.ask_router(batch, record + (HOST_V6_OFFSET if self.records_v6 else HOST_V4_OFFSET),
                                            self.records_v6):
@@ -358,6 +364,17 @@ cdef class XdpUdpSocket(XdpSocket):
             return self.end_send(batch, &outcome, total)
         finally:
             self.queue.leave()
+
+    cdef bint foreign(self, const Slots *slots, uint32_t slot) noexcept nogil:
+        """Whether a slot's destination is of a family that the socket has not."""
+        cdef const uint8_t *host = slots.addresses + <uint64_t> slot * slots.address_stride + HOST_V6_OFFSET
+        cdef uint64_t high
+        cdef uint32_t mark
+        if not slots.v6:
+            return not self.v4
+        memcpy(&high, host, 8)
+        memcpy(&mark, host + 8, 4)
+        return not (self.v4 if high == 0 and mark == htonl(0xFFFF) else self.v6)
 
     cdef void transmit(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t first, uint32_t limit,
                        Outcome *outcome) noexcept nogil:
@@ -498,6 +515,9 @@ cdef class XdpUdpSocket(XdpSocket):
         self.sent_bytes += whole
         queue.counters.tx_bytes += whole
         return pieces
+
+    cdef inline bint in_pieces(self, const Slots *slots, uint32_t slot) noexcept nogil:
+        return slots.continued != NULL and slots.continued[slot]
 
     cdef void rewrite(self, const Slots *slots, uint32_t slot, uint8_t *payload, const Header *header) noexcept nogil:
         """Put what a slot's columns ask for into a header that is written. NULL: no columns."""
@@ -693,6 +713,21 @@ cdef inline uint32_t receive(XdpUdpSocket self, Queue queue, RecvBatch batch, ui
     return out
 
 
+cdef bint source_fits(const Slots *slots, uint32_t slot, const Header *header) noexcept nogil:
+    """Whether a slot's source address, where it has one, is of the family of the way that it goes."""
+    cdef const uint8_t *host = slots.local_hosts + <uint64_t> slot * slots.host_size
+    cdef uint64_t high
+    cdef uint32_t mark, low
+    if not slots.v6:
+        return True
+    memcpy(&high, host, 8)
+    memcpy(&mark, host + 8, 4)
+    memcpy(&low, host + 12, 4)
+    if high == 0 and mark == 0 and low == 0:
+        return True
+    return (high == 0 and mark == htonl(0xFFFF)) != header.v6
+
+
 cdef inline void build(XdpUdpSocket self, Queue queue, XdpUdpTxBatch batch, const Header *fixed,
                        uint32_t segment_size, int64_t payload_len,
                        uint32_t first, uint32_t tail, Outcome *outcome, const bint to_endpoint, const bint v6,
@@ -705,7 +740,7 @@ cdef inline void build(XdpUdpSocket self, Queue queue, XdpUdpTxBatch batch, cons
     # Copies of what no store in the loop can change, as the compiler cannot know.
     cdef Slots slots = batch.slots
     cdef Ring tx
-    cdef uint64_t chunk = queue.umem.chunk_size, within = chunk - 1
+    cdef uint32_t shift = queue.umem.shift
     cdef uint32_t *places = queue.umem.places
     cdef uint8_t *base = queue.pool.base
     cdef const Header *header = fixed
@@ -714,7 +749,7 @@ cdef inline void build(XdpUdpSocket self, Queue queue, XdpUdpTxBatch batch, cons
     cdef Desc *desc
     cdef Key key, last
     cdef uint64_t offset, bytes_sent = 0
-    cdef uint32_t slot = first, frame, length, size, ip_size, used, sent = 0
+    cdef uint32_t slot = first, frame, length, size, ip_size, used, whole, sent = 0
     cdef uint32_t most = queue.sendable(queue.tx.size), mark = queue.sent, singles = 0, further = 0
     cdef uint16_t port = 0
     cdef bint known = False
@@ -728,13 +763,13 @@ cdef inline void build(XdpUdpSocket self, Queue queue, XdpUdpTxBatch batch, cons
         frame = slots.frames[slot]
         length = slots.lengths[slot]
         offset = slots.offsets[slot]
-        if (offset & within) + length > chunk:
+        if offset + length > (<uint64_t> frame + 1) << shift:
             outcome.stop = OUTSIDE_FRAME
             break
         if to_endpoint:
             size = segment_size
             # Shorter by whole segments: the rest of a packet that was cut when rings or frames ran out.
-            if payload_len >= 0 and length != payload_len and not (
+            if payload_len >= 0 and length != payload_len and (plain or not self.in_pieces(&slots, slot)) and not (
                     size and length < payload_len and (payload_len - length) % size == 0):
                 outcome.stop = WRONG_LENGTH
                 break
@@ -753,7 +788,18 @@ cdef inline void build(XdpUdpSocket self, Queue queue, XdpUdpTxBatch batch, cons
                     break
                 last, known = key, True
         ip_size = IPV6 if v6 and header.v6 else IPV4
-        if not plain and slots.continued != NULL and slots.continued[slot]:
+        if not plain and not to_endpoint and slots.local_hosts != NULL and not source_fits(&slots, slot, header):
+            outcome.stop = BAD_SOURCE
+            break
+        if not plain and self.in_pieces(&slots, slot):
+            if size:
+                outcome.stop = NOT_CUT
+                break
+            if to_endpoint and payload_len >= 0:
+                add_pieces(&slots, &queue.pool.geometry, slot, tail, &whole)
+                if whole != payload_len:
+                    outcome.stop = WRONG_LENGTH
+                    break
             used = self.send_pieces(queue, batch, header, slot, port, sent, most - sent, outcome)
             if outcome.stop != DONE:
                 break

@@ -286,7 +286,11 @@ class XdpProgram:
         try:
             if isinstance(directory_or_fds, Mapping):
                 for name, fd in directory_or_fds.items():
+                    if isinstance(fd, bool) or not isinstance(fd, int) or not 0 <= fd < 1 << 31:
+                        raise ConfigError(f"fds: {name}={fd!r}: give the fd of a BPF map or program")
                     fds[name] = os.dup(fd)
+            elif not isinstance(directory_or_fds, str | os.PathLike):
+                raise ConfigError(f"reuse({directory_or_fds!r}): give the directory of a pinned program, or its fds")
             else:
                 directory = Path(directory_or_fds)
                 for name in HANDED_OVER:
@@ -345,17 +349,20 @@ class XdpProgram:
     @property
     def timestamps(self) -> bool:
         """Whether each redirected frame has its receive time in front."""
-        return bool(CONFIG.unpack(self._library.lookup(self._fd("config"), ZERO, CONFIG.size))[5])
+        with self._lock:
+            return bool(CONFIG.unpack(self._library.lookup(self._fd("config"), ZERO, CONFIG.size))[5])
 
     @property
     def device(self) -> str | None:
         """What it is attached to, under the name from then."""
-        return os.fsdecode(self._settings().device.rstrip(b"\0")) if "link" in self._fds else None
+        with self._lock:
+            return os.fsdecode(self._settings().device.rstrip(b"\0")) if "link" in self._fds else None
 
     @property
     def mode(self) -> XdpMode | None:
         """How it is attached: never AUTO."""
-        return MODE_NOTES[self._settings().attached] if "link" in self._fds else None
+        with self._lock:
+            return MODE_NOTES[self._settings().attached] if "link" in self._fds else None
 
     def _fd(self, name: str) -> int:
         try:
@@ -368,8 +375,10 @@ class XdpProgram:
 
     def counters(self) -> XdpCounters:
         """Summed over all CPUs."""
-        size, fd = 8 * self._library.possible_cpus(), self._fd("counters")
-        found = (self._library.lookup(fd, at.to_bytes(4, sys.byteorder), size) for at in range(len(COUNTERS)))
+        size = 8 * self._library.possible_cpus()
+        with self._lock:  # so that nobody closes the fd, and its number is not another's
+            fd = self._fd("counters")
+            found = [self._library.lookup(fd, at.to_bytes(4, sys.byteorder), size) for at in range(len(COUNTERS))]
         return XdpCounters(**{name: sum(array.array("Q", each)) for name, each in zip(COUNTERS, found, strict=True)})
 
     # Filter and sockets
@@ -378,7 +387,8 @@ class XdpProgram:
         """Other addresses and ports, while frames arrive. A frame meets the old filter or the new one, no mixture."""
         if not isinstance(filter, XdpFilter):
             raise ConfigError(f"filter={filter!r}: an XdpFilter")
-        all_ip, ipv4, ipv6, *_ = CONFIG.unpack(self._library.lookup(self._fd("config"), ZERO, CONFIG.size))
+        with self._lock:
+            all_ip, ipv4, ipv6, *_ = CONFIG.unpack(self._library.lookup(self._fd("config"), ZERO, CONFIG.size))
         for name, fixed in (("all_ip", all_ip), ("ipv4", ipv4), ("ipv6", ipv6)):
             if getattr(filter, name) != bool(fixed):
                 raise ConfigError(f"{name}={not fixed}: was {bool(fixed)} when the program was loaded, and stays so")
@@ -425,10 +435,13 @@ class XdpProgram:
         process's socket, received with SCM_RIGHTS. Closed, it leaves the queue by itself.
         """
         self._check_queue(queue)
+        if isinstance(fd, bool) or not isinstance(fd, int) or not -1 <= fd < 1 << 31:
+            raise ConfigError(f"fd={fd!r}: the fd of an AF_XDP socket")
         try:
-            self._library.update(
-                self._fd("xsks"), queue.to_bytes(4, sys.byteorder), fd.to_bytes(4, sys.byteorder, signed=True)
-            )
+            with self._lock:
+                self._library.update(
+                    self._fd("xsks"), queue.to_bytes(4, sys.byteorder), fd.to_bytes(4, sys.byteorder, signed=True)
+                )
         except OSError as error:
             _refused(error)
             raise ConfigError(f"fd={fd}: the fd of an AF_XDP socket", error.errno) from error
@@ -436,7 +449,7 @@ class XdpProgram:
     def remove(self, queue: int) -> None:
         """Takes the socket off a queue. Nothing happens where there is none."""
         self._check_queue(queue)
-        with contextlib.suppress(FileNotFoundError):
+        with self._lock, contextlib.suppress(FileNotFoundError):
             self._library.delete(self._fd("xsks"), queue.to_bytes(4, sys.byteorder))
 
     def _check_queue(self, queue: int) -> None:
@@ -552,7 +565,7 @@ class XdpProgram:
 def _ifindex(device: str) -> int:
     try:
         return socket.if_nametoindex(device)
-    except (OSError, TypeError) as error:
+    except (OSError, TypeError, ValueError) as error:
         there = ", ".join(name for _, name in socket.if_nameindex())
         raise ConfigError(f"device={device!r}: no such interface; there are {there}") from error
 

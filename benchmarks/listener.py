@@ -12,7 +12,7 @@ import typer
 import fast_socket as fs
 from benchmarks.sequence import Sequences, merged
 from examples import _cli
-from examples.pong_server import reflect
+from examples.pong_server import drain
 
 DEFAULT_MS = 60_000
 MAX_DATAGRAM = 65_535
@@ -220,7 +220,8 @@ def send_back(me: Worker, left: Callable[[], int], *, batch: int, spin: bool, ru
     rx, tx = me.sock.recv_batch(batch), me.sock.tx_batch(batch)
     while run.going() and left() > 0:
         if receive(me.sock, rx, spin=spin):
-            me.refused += reflect(me.sock, rx, tx, run)
+            tx.take_from(rx)
+            me.refused += drain(me.sock, tx, run.going)
             me.received += rx.datagram_count
             me.last = time.perf_counter()  # where it delays nobody
             me.first = me.first or me.last

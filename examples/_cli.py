@@ -12,10 +12,11 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
+from functools import partial
 from types import FrameType
 from typing import Annotated, Any
 
@@ -25,11 +26,14 @@ from rich.live import Live
 from rich.table import Table
 
 import fast_socket as fs
+from fast_socket import workers
 
 WAIT_SLICE = 0.1
 """Seconds of a single wait: a stop that falls between the look at `Run.going` and the wait is seen that much later."""
 
 PROGRESS_SECONDS = 0.25
+LOOK_SECONDS = 0.02
+"""Between two looks at what workers have counted: with --count a run ends that much later."""
 SIOCGIFADDR = 0x8915  # include/uapi/linux/sockios.h
 
 
@@ -50,6 +54,7 @@ Target = Annotated[str, typer.Option(metavar="IP:PORT", help="Where the pong ser
 Bind = Annotated[str, typer.Option(metavar="IP:PORT", help="Where to listen; [IPv6]:PORT.")]
 Dest = Annotated[str, typer.Option(metavar="IP:PORT", help="Where to send; [IPv6]:PORT.")]
 PayloadLen = Annotated[int, typer.Option(min=1, max=65_507, help="Bytes in each datagram.")]
+Iface = Annotated[str, typer.Option(metavar="DEV", help="The network interface.")]
 Cpu = Annotated[int | None, typer.Option(min=0, help="Pin the tool to this CPU.")]
 Backend = Annotated[Mode, typer.Option(help="OS sockets, or AF_XDP queues.")]
 Waiting = Annotated[Wait, typer.Option(help="Sleep in the kernel, or spin: quicker, for a whole CPU.")]
@@ -177,10 +182,67 @@ def run_all(run: Run, jobs: Sequence[Callable[[], None]]) -> None:
             future.result()
 
 
+def shares(device: str, only: int | None = None) -> list[tuple[int, list[int]]]:
+    """(CPU, queues) for each worker of a device: queues whose interrupts go to one CPU are one worker's. With `only`
+    that queue alone."""
+    affinity = fs.device_queue_affinity(device)
+    by_cpu: dict[int, list[int]] = {}
+    for queue in affinity:
+        if only in (None, queue.queue):
+            by_cpu.setdefault(queue.cpu, []).append(queue.queue)
+    if not by_cpu:
+        raise fs.ConfigError(f"{device} has no queue {only}: give one from 0 to {len(affinity) - 1}")
+    return sorted(by_cpu.items())
+
+
+def run_workers(
+    run: Run,
+    plans: Sequence[Any],
+    target: Callable[[Any, workers.Worker], Any],
+    *counters: str,
+    announce: bool = False,
+) -> workers.Run[Any]:
+    """Run a worker for each plan, in a process of its own where there are several, until the run ends or the first of
+    `counters` has reached its count. With `announce` they are listeners, and say when they are ready."""
+    totals = dict.fromkeys(counters, 0)
+
+    def look(progress: workers.Progress) -> bool:
+        totals.update(progress.total)
+        return run.stopped or totals[counters[0]] >= run.count
+
+    with ExitStack() as shown:
+
+        def begin() -> None:
+            run.ready() if announce else run.begin()
+            shown.enter_context(run.live(**{name: partial(totals.__getitem__, name) for name in counters}))
+
+        try:
+            return workers.run(
+                plans,
+                target,
+                kind="process" if len(plans) > 1 else "thread",
+                counters=counters,
+                duration=None if math.isinf(run.duration) else run.duration,
+                on_ready=begin,
+                on_progress=look,
+                interval=LOOK_SECONDS,
+            )
+        except workers.WorkerError as error:
+            if isinstance(error.__cause__, fs.Error):  # what the system refused, or the command line asks in vain
+                raise error.__cause__ from None
+            raise
+
+
 def console() -> Console:
     """Of a terminal its own width; elsewhere wide enough for the tables."""
     made = Console()
     return made if made.is_terminal else Console(width=120)
+
+
+def span(times: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """From the first to the last that anybody saw; those who saw nothing have zeros."""
+    seen = [each for each in times if each[0]]
+    return min((first for first, _ in seen), default=0.0), max((last for _, last in seen), default=0.0)
 
 
 def rate(events: int, seconds: float) -> float:

@@ -1,4 +1,4 @@
-"""Pong: every datagram goes back to its sender, in the frame that it came in. One socket and one thread for each queue.
+"""Pong: every datagram goes back to its sender, in the frame that it came in. A socket for each queue, a worker each.
 
     python examples/pong_server.py --device eth0 --target 192.0.2.10:9000
 
@@ -9,6 +9,8 @@ CPUs. With ``--mode xdp`` each socket is an AF_XDP queue of the device, and one 
 
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -21,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 import fast_socket as fs
 from examples import _cli
+from fast_socket import workers
 
 BATCH = 64
 MAX_DATAGRAM = 65_535  # a coalesced packet can be as large
@@ -28,23 +31,30 @@ MAX_DATAGRAM = 65_535  # a coalesced packet can be as large
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-Socket = fs.UdpSocket[Any, Any, fs.WaitDriver, Any]
+@dataclass(frozen=True)
+class OsPlan:
+    """An OS socket for the packets that arrive on one CPU."""
+
+    address: tuple[str, int]
+    cpu: int
+    gro: bool
 
 
 @dataclass
-class Worker:
-    sock: Socket
-    cpu: int
-    received: int = 0
-    refused: int = 0
-    first: float = 0.0
-    last: float = 0.0
+class Served:
+    """What one worker has to say in the end."""
+
+    first: float
+    last: float
+    received: int
+    sent: int
+    dropped: int
+    refused: int
 
 
-def reflect(sock: Socket, rx: fs.RecvBatch, tx: fs.TxBatch, run: _cli.Run) -> int:
-    """Send back what was received, without a copy; returns how many packets the kernel refused to send."""
+def drain(sock: Any, tx: fs.TxBatch, going: Callable[[], bool]) -> int:
+    """Send all of a batch; returns how many packets were refused, or left when it was no longer going on."""
     refused = 0
-    tx.take_from(rx)
     while len(tx):
         try:
             sock.send(tx)
@@ -52,32 +62,44 @@ def reflect(sock: Socket, rx: fs.RecvBatch, tx: fs.TxBatch, run: _cli.Run) -> in
             refused += 1
             tx.discard(1)
             continue
-        if len(tx) and not sock.driver.wait_writable(_cli.WAIT_SLICE) and not run.going():
+        if len(tx) and not sock.driver.wait_writable(_cli.WAIT_SLICE) and not going():
             refused += tx.discard()
     return refused
 
 
-def serve(me: Worker, workers: list[Worker], run: _cli.Run) -> None:
-    fs.pin_current_thread(me.cpu)
-    rx, tx = me.sock.recv_batch(BATCH), me.sock.tx_batch(BATCH)
-    while run.going() and sum(worker.received for worker in workers) < run.count:
-        if me.sock.driver.wait(_cli.WAIT_SLICE):
-            me.sock.recv(rx)
-            me.refused += reflect(me.sock, rx, tx, run)
-            me.received += rx.datagram_count
-            me.last = time.perf_counter()
-            me.first = me.first or me.last
+def serve(plan: OsPlan | fs.WorkerPlan, worker: workers.Worker, *, address: tuple[str, int], count: int) -> Served:
+    """One worker: what its socket receives goes back, until the run is over."""
+    received, sent = worker.counter("received"), worker.counter("sent")
+    first = last = 0.0
+    refused = 0
+
+    def going() -> bool:
+        return worker.running
+
+    with open_socket(plan, address) as sock:
+        rx, tx = sock.recv_batch(BATCH), sock.tx_batch(BATCH)
+        worker.ready()
+        while worker.running and received.value < count:
+            if sock.driver.wait(_cli.WAIT_SLICE):
+                sock.recv(rx)
+                tx.take_from(rx)
+                refused += drain(sock, tx, going)
+                received.add(rx.datagram_count)
+                sent.add(rx.datagram_count)
+                last = time.perf_counter()
+                first = first or last
+        stats = sock.stats()
+    return Served(first, last, stats.received, stats.sent, stats.kernel_drops or 0, refused)
 
 
-def open_os(queue: fs.QueueAffinity, address: tuple[str, int], *, gro: bool) -> Socket:
-    layout = fs.BufferLayout(payload_capacity=MAX_DATAGRAM if gro else 2048)
+def open_socket(plan: OsPlan | fs.WorkerPlan, address: tuple[str, int]) -> Any:
+    """One socket, for one queue, or for the several that share a CPU."""
+    if isinstance(plan, fs.WorkerPlan):
+        return fs.XdpUdpAggregate.open(plan.device, fs.Queues(plan.queues), local=address, program=plan.program())
+    layout = fs.BufferLayout(payload_capacity=MAX_DATAGRAM if plan.gro else 2048)
     return fs.OsUdpSocket.bind(
-        address, reuse_port=True, incoming_cpu=queue.cpu, gro=gro, rx_layout=layout, rx_frames=2 * BATCH
+        address, reuse_port=True, incoming_cpu=plan.cpu, gro=plan.gro, rx_layout=layout, rx_frames=2 * BATCH
     )
-
-
-def open_xdp(queue: fs.QueueAffinity, device: str, address: tuple[str, int], program: fs.XdpProgram) -> Socket:
-    return fs.XdpUdpSocket.open(device, queue.queue, local=address, program=program)
 
 
 @app.command(help=__doc__)
@@ -94,35 +116,31 @@ def pong_server(
     run = _cli.Run(
         "pong_server", count=count, duration_ms=duration_ms, default_ms=None, as_json=as_json, progress=progress
     )
-    queues = fs.device_queue_affinity(device)
+    shares = _cli.shares(device)
     address = _cli.local_address(device, target)
-    if mode is _cli.Mode.OS:
-        open_one = partial(open_os, address=address, gro=gro)
-    else:
-        # One program for all: it stays attached as long as this process lives.
-        any_host = ip_address(address[0]).is_unspecified
-        addresses = () if any_host else (address[0],)
-        program = fs.XdpProgram.load(fs.XdpFilter(addresses=addresses, ports=frozenset({address[1]})))
-        program.attach(device)
-        open_one = partial(open_xdp, device=device, address=address, program=program)
-    workers = [Worker(open_one(queue), queue.cpu) for queue in queues]
-
-    def total(counter: str) -> int:
-        return sum(getattr(worker.sock.stats(), counter) or 0 for worker in workers)
-
-    run.ready()
-    with run.live(received=partial(total, "received"), sent=partial(total, "sent")):
-        _cli.run_all(run, [partial(serve, worker, workers, run) for worker in workers])
-    seconds = max(worker.last for worker in workers) - min((w.first for w in workers if w.first), default=0.0)
+    plans: list[OsPlan] | tuple[fs.WorkerPlan, ...]
+    with ExitStack() as opened:
+        if mode is _cli.Mode.OS:
+            plans = [OsPlan(address, cpu, gro) for cpu, _ in shares]
+        else:
+            factory = fs.XdpFactory(device).claim(fs.All).ports([address[1]]).assign(*shares)
+            if not ip_address(address[0]).is_unspecified:
+                factory.addresses(address[0])
+            plans = opened.enter_context(factory.build()).plans
+        target_of_all = partial(serve, address=address, count=run.count)
+        done = _cli.run_workers(run, plans, target_of_all, "received", "sent", announce=True)
+    served = [worker.value for worker in done.workers if worker.value]
+    first, last = _cli.span((each.first, each.last) for each in served)
     run.report(
         mode=mode.value,
-        queues=len(queues),
-        received=total("received"),
-        sent=total("sent"),
-        dropped=total("kernel_drops"),
-        seconds=round(seconds, 6),
-        pps=_cli.rate(total("sent"), seconds),
-        errors=sum(worker.refused for worker in workers),
+        queues=sum(len(queues) for _, queues in shares),
+        workers=len(plans),
+        received=sum(each.received for each in served),
+        sent=sum(each.sent for each in served),
+        dropped=sum(each.dropped for each in served),
+        seconds=round(last - first, 6),
+        pps=_cli.rate(sum(each.sent for each in served), last - first),
+        errors=sum(each.refused for each in served),
     )
 
 

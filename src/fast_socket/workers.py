@@ -173,6 +173,7 @@ def run(
     counters: Sequence[str] = ("received", "sent"),
     duration: float | None = None,
     on_failure: Literal["stop", "go on"] = "stop",
+    on_ready: Callable[[], object] | None = None,
     on_progress: Callable[[Progress], object] | None = None,
     interval: float = 1.0,
     ready_timeout: float = 10.0,
@@ -180,9 +181,12 @@ def run(
 ) -> Run[R]:
     """Call `target(plan, worker)` for every plan at once; returns when all have ended.
 
-    The run is over when all targets have returned, after `duration` seconds, on SIGINT or SIGTERM (in the main thread;
-    a second one ends the program), and with the first failure unless ``on_failure="go on"``. Then `worker.running` is
-    False; a process that goes on all the same for `stop_timeout` seconds is killed.
+    `on_ready` is called once, when all are ready and none has started. `on_progress` is called every `interval` seconds.
+
+    The run is over when all targets have returned, after `duration` seconds, when `on_progress` returns True, on SIGINT
+    or SIGTERM (in the main thread; a second one ends the program), and with the first failure unless
+    ``on_failure="go on"``. Then `worker.running` is False; a process that goes on all the same for `stop_timeout`
+    seconds is killed.
 
     Raises `WorkerError` with the worker's name, from what it raised: with the first failure, or when all have failed;
     also for one that is not ready in time, ends without a word, or never stops. Raises `ConfigError`.
@@ -192,6 +196,8 @@ def run(
     with _signals() as heard:
         try:
             started.await_ready(time.monotonic() + ready_timeout, heard)
+            if on_ready is not None and not heard:
+                on_ready()
             started.begin()
             started.follow(duration, on_failure, on_progress, interval, heard)
         finally:
@@ -428,9 +434,11 @@ class _Started:
                 workers = self.counters()
                 total = total_of(workers)
                 rates = {name: (total[name] - before[name]) / (now - shown) for name in total}
-                on_progress(Progress(now - self.start, tuple(workers), total, rates))
                 shown, before = now, total
-            self.listen(min(LOOK_SECONDS, max(over - now, 0.0)))
+                if on_progress(Progress(now - self.start, tuple(workers), total, rates)) is True:
+                    return
+            due = shown + interval if on_progress is not None else over
+            self.listen(min(LOOK_SECONDS, max(min(over, due) - now, 0.0)))
 
     def counters(self) -> list[dict[str, int]]:
         rows = (row_of(index, len(self.names)) for index in range(len(self.members)))

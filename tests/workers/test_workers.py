@@ -79,6 +79,24 @@ def test_the_time_is_over(kind):
 
 
 @kinds
+def test_whoever_follows_may_end_it(kind):
+    def enough(progress):
+        return progress.total["sent"] > 1000
+
+    done = workers.run(plans(2), targets.until_over, kind=kind, on_progress=enough, interval=0.01)
+    assert done.total["sent"] > 1000
+    assert done.stopped_by is None
+
+
+@kinds
+def test_all_are_ready_and_none_has_started(kind):
+    heard = []
+    done = workers.run(plans(3), targets.when, kind=kind, on_ready=lambda: heard.append(time.monotonic_ns()))
+    assert len(heard) == 1
+    assert heard[0] < min(worker.value for worker in done.workers)
+
+
+@kinds
 def test_the_first_failure_stops_all_and_is_told_by_name(kind):
     with pytest.raises(WorkerError, match="worker 1 failed: ConfigError: two is too many") as caught:
         workers.run(plans(3), targets.fails, kind=kind)

@@ -4,7 +4,6 @@ import pickle
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +12,9 @@ import fast_socket as fs
 from fast_socket import ConfigError, DeviceError, NumaNode, QueueAffinity, QueueId
 from fast_socket.lab import Lab, why_unavailable
 from fast_socket.xdp.factory import here, own_shares, partition
+from tests.xdp.far_programs import ROOT, SECONDS, Link
 
-ROOT = Path(__file__).resolve().parents[2]
 UNAVAILABLE = why_unavailable()
-SECONDS = 20.0
 
 
 def queues(*nodes: int, cpus: Any = None) -> list[QueueAffinity]:
@@ -103,44 +101,6 @@ def test_a_plan_by_hand_for_several_queues_needs_a_program() -> None:
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match="nothing0"):
         fs.XdpFactory("nothing0")
-
-
-PRELUDE = """
-import socket, sys, threading, time
-import fast_socket as fs
-from fast_socket import workers
-from tests.xdp import factory_targets as targets
-device, peer = sys.argv[1], sys.argv[2]
-
-def attached():
-    return fs.XdpDevice(device).interface.program is not None
-
-def refused(call, kind, words):
-    try:
-        call()
-    except kind as error:
-        assert words in str(error), error
-    else:
-        raise AssertionError(f"nothing raised: {words}")
-"""
-
-
-class Link:
-    def __init__(self, lab: Lab) -> None:
-        self.near, self.far = lab.host("near"), lab.host("far")
-        self.link = lab.link(self.near, self.far, queues=4)
-
-    def start(self, code: str) -> Any:
-        """A program on the far host, which has four queues."""
-        return self.far.popen(
-            [sys.executable, "-c", PRELUDE + code, self.link.b.name, str(self.link.a.ipv4)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-        )  # fmt: skip
-
-    def finish(self, process: Any) -> str:
-        output: str = process.communicate(timeout=SECONDS)[0]
-        assert process.returncode == 0, output
-        return output
 
 
 @pytest.fixture

@@ -31,11 +31,13 @@ STEPS = ("send", "send_to", "recv", "reflect")
 PACKETS = BATCH * ROUNDS
 
 
-#: AF_XDP on a simulated wire: the two hosts, and the metadata.
+#: AF_XDP on a simulated wire: the two hosts, the metadata, and how many other pairs of sockets work beside. These must
+#: not cost an instruction: nothing is shared.
 XDP_CONFIGURATIONS = {
-    "xdp-v4": (("192.0.2.1", "192.0.2.2"), fs.Metadata.NONE),
-    "xdp-v6": (("2001:db8::1", "2001:db8::2"), fs.Metadata.NONE),
-    "xdp-v4-full": (("192.0.2.1", "192.0.2.2"), fs.Metadata.ECN | fs.Metadata.LOCAL | fs.Metadata.TTL),
+    "xdp-v4": (("192.0.2.1", "192.0.2.2"), fs.Metadata.NONE, 0),
+    "xdp-v6": (("2001:db8::1", "2001:db8::2"), fs.Metadata.NONE, 0),
+    "xdp-v4-full": (("192.0.2.1", "192.0.2.2"), fs.Metadata.ECN | fs.Metadata.LOCAL | fs.Metadata.TTL, 0),
+    "xdp-v4-of-four": (("192.0.2.1", "192.0.2.2"), fs.Metadata.NONE, 3),
 }
 
 
@@ -45,8 +47,8 @@ def main(library: str) -> None:
     def dump(name: str) -> None:
         callgrind.gates_dump(name.encode())
 
-    for name, (hosts, metadata) in XDP_CONFIGURATIONS.items():
-        simulated(callgrind, dump, name, hosts, metadata)
+    for name, (hosts, metadata, beside) in XDP_CONFIGURATIONS.items():
+        simulated(callgrind, dump, name, hosts, metadata, beside)
     for name, configuration in CONFIGURATIONS.items():
         options: fs.OsUdpOptions = {
             "gso": configuration.offloads,
@@ -95,53 +97,80 @@ def main(library: str) -> None:
             callgrind.gates_stop()
 
 
+class Pair:
+    """Two sockets on a simulated wire. It is paused while it is sent to, so that what the kernel would do is done
+    outside of what is counted."""
+
+    def __init__(self, hosts: tuple[str, str], metadata: fs.Metadata) -> None:
+        self.wire = fs.Wire()
+        bits = 64 if ":" in hosts[0] else 24
+        near, far = (fs.SimulatedDevice(self.wire, addresses=[f"{host}/{bits}"]) for host in hosts)
+        self.peer_address = (hosts[1], 9000)
+        self.client = fs.XdpUdpSocket.open(near, local=(hosts[0], 7000), metadata=metadata)
+        self.server = fs.XdpUdpSocket.open(far, local=self.peer_address, metadata=metadata)
+        self.peer = self.client.prepare_udp_endpoint(fs.UdpEndpointSpec(remote=self.peer_address))
+        self.out, self.back = self.client.tx_batch(BATCH), self.server.tx_batch(BATCH)
+        self.rx, self.answers = self.server.recv_batch(BATCH), self.client.recv_batch(BATCH)
+
+    def carry(self) -> None:
+        self.wire.paused = False
+        self.wire.resume()
+        self.wire.paused = True
+
+    def turn(self, dump: Callable[[str], None], name: str) -> None:
+        """Each step once, with a dump behind it."""
+        assert self.out.allocate() == BATCH
+        self.out.fill(PAYLOAD)
+        self.out.set_destinations(self.peer_address)
+        dump("ignored")
+        assert self.client.send(self.out) == BATCH
+        dump(f"{name}/send")
+        self.carry()
+        assert self.server.recv(self.rx) == BATCH
+        dump(f"{name}/recv")
+        assert self.out.allocate() == BATCH
+        self.out.fill(PAYLOAD)
+        dump("ignored")
+        assert self.client.send_to(self.peer, self.out) == BATCH
+        dump(f"{name}/send_to")
+        self.carry()
+        dump("ignored")
+        assert self.server.recv(self.rx) == BATCH
+        assert self.back.take_from(self.rx) == BATCH
+        assert self.server.send(self.back) == BATCH
+        dump(f"{name}/reflect")
+        self.carry()
+        assert self.client.recv(self.answers) == BATCH
+        dump("ignored")
+
+    def close(self) -> None:
+        self.client.close()
+        self.server.close()
+
+
 def simulated(
-    callgrind: ctypes.CDLL, dump: Callable[[str], None], name: str, hosts: tuple[str, str], metadata: fs.Metadata
+    callgrind: ctypes.CDLL,
+    dump: Callable[[str], None],
+    name: str,
+    hosts: tuple[str, str],
+    metadata: fs.Metadata,
+    beside: int,
 ) -> None:
-    """The same steps over a simulated device. Its wire is paused while it is sent to, so that what the kernel would do
-    is done outside of what is counted."""
-    wire = fs.Wire()
-    devices = [fs.SimulatedDevice(wire, addresses=[f"{host}/{64 if ':' in host else 24}"]) for host in hosts]
-    with (
-        fs.XdpUdpSocket.open(devices[0], local=(hosts[0], 7000), metadata=metadata) as client,
-        fs.XdpUdpSocket.open(devices[1], local=(hosts[1], 9000), metadata=metadata) as server,
-    ):
-        peer = client.prepare_udp_endpoint(fs.UdpEndpointSpec(remote=(hosts[1], 9000)))
-        out, rx, back = client.tx_batch(BATCH), server.recv_batch(BATCH), server.tx_batch(BATCH)
-        answers = client.recv_batch(BATCH)
+    """The same steps over a simulated device, while other sockets on wires of their own do the same in between."""
 
-        def carry() -> None:
-            wire.paused = False
-            wire.resume()
-            wire.paused = True
+    def unseen(_: str) -> None:
+        pass
 
-        for turn in range(WARM_UP + ROUNDS):
-            if turn == WARM_UP:
-                callgrind.gates_start()
-            assert out.allocate() == BATCH
-            out.fill(PAYLOAD)
-            out.set_destinations((hosts[1], 9000))
-            dump("ignored")
-            assert client.send(out) == BATCH
-            dump(f"{name}/send")
-            carry()
-            assert server.recv(rx) == BATCH
-            dump(f"{name}/recv")
-            assert out.allocate() == BATCH
-            out.fill(PAYLOAD)
-            dump("ignored")
-            assert client.send_to(peer, out) == BATCH
-            dump(f"{name}/send_to")
-            carry()
-            dump("ignored")
-            assert server.recv(rx) == BATCH
-            assert back.take_from(rx) == BATCH
-            assert server.send(back) == BATCH
-            dump(f"{name}/reflect")
-            carry()
-            assert client.recv(answers) == BATCH
-            dump("ignored")
-        callgrind.gates_stop()
+    pair, *others = [Pair(hosts, metadata) for _ in range(1 + beside)]
+    for turn in range(WARM_UP + ROUNDS):
+        if turn == WARM_UP:
+            callgrind.gates_start()
+        for other in others:
+            other.turn(unseen, name)
+        pair.turn(dump, name)
+    callgrind.gates_stop()
+    for each in (pair, *others):
+        each.close()
 
 
 if __name__ == "__main__":

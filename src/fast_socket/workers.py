@@ -41,7 +41,8 @@ __all__ = ["Counter", "Progress", "Run", "Worker", "WorkerError", "WorkerResult"
 P = TypeVar("P")
 R = TypeVar("R")
 
-CACHE_LINE_WORDS = 8
+CACHE_LINE = 64
+CACHE_LINE_WORDS = CACHE_LINE // 8
 STOP, START = 0, 1  # words of the control line
 START_DELAY_NS = 5_000_000  # long enough for every worker to have read when it starts
 LOOK_SECONDS = 0.05  # at signals, and at what else does not wake the parent
@@ -310,7 +311,9 @@ def in_process(index: int, block: Any, names: Sequence[str], channel: Connection
 
 
 def words_of(block: Any) -> memoryview:
-    return memoryview(block).cast("B").cast("Q")
+    """The block from its first whole cache line on: the same in every process, which maps whole pages of it."""
+    skipped = -ctypes.addressof(block) % CACHE_LINE
+    return memoryview(block).cast("B")[skipped:].cast("Q")
 
 
 @dataclass
@@ -338,7 +341,8 @@ class _Started:
     @classmethod
     def of(cls, kind: str, plans: Sequence[Any], target: Any, names: list[str]) -> "_Started":
         context = multiprocessing.get_context("spawn")
-        block = context.RawArray(ctypes.c_uint64, row_of(len(plans), len(names)))
+        # A line more, for what is allocated need not begin with one.
+        block = context.RawArray(ctypes.c_uint64, row_of(len(plans), len(names)) + CACHE_LINE_WORDS)
         made = cls(words_of(block), names)
         try:
             packed = [pickle.dumps((plan, target)) for plan in plans] if kind == "process" else []

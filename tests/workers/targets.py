@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 import fast_socket as fs
 from fast_socket import workers
 from fast_socket.workers import Worker
@@ -46,6 +48,13 @@ def go_on(worker: Worker) -> None:
     while worker.running:
         sent.add(1)
         time.sleep(0.001)
+
+
+def addresses(plan: Plan, worker: Worker, names: list[str]) -> list[int]:
+    """Where each of its counters is."""
+    worker.ready()
+    counters = [worker.counter(name) for name in names]
+    return [np.asarray(counter._words).ctypes.data + 8 * counter._at for counter in counters]
 
 
 class OddError(Exception):

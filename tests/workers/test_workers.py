@@ -1,11 +1,14 @@
 """Workers start together, count, fail by name, and leave nothing behind."""
 
+import ctypes
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,22 @@ def test_the_time_is_over(kind):
     assert len(looks) >= 2
     assert looks[-1].total["sent"] == sum(each["sent"] for each in looks[-1].workers) > looks[0].total["sent"] > 0
     assert looks[-1].rates["sent"] > 0
+
+
+@kinds
+@pytest.mark.parametrize("names", [["received"], [f"counter{i}" for i in range(9)]])
+def test_no_cache_line_is_written_by_two(kind, names):
+    """Whatever was allocated before: each worker's counters begin and end with a line of their own."""
+    for odd in range(1, 4):
+        blocks = [multiprocessing.get_context("spawn").RawArray(ctypes.c_char, 24 * odd)]
+        done = workers.run(plans(3), partial(targets.addresses, names=names), kind=kind, counters=names)
+        lines = [{address // 64 for address in worker.value} for worker in done.workers]
+        if kind == "process":  # mapped elsewhere in each, but at the same place of the page
+            assert len({min(worker.value) % 64 for worker in done.workers}) == 1
+            assert all(min(worker.value) % 64 == 0 for worker in done.workers)
+        else:
+            assert not (lines[0] & lines[1] or lines[1] & lines[2])
+        del blocks
 
 
 @kinds

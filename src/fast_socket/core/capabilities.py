@@ -75,6 +75,8 @@ class UdpStats:
     """Receives that could not offer every slot because frames were not returned to the pool."""
     held: int = 0
     """Sends that stopped because a neighbour was not resolved yet (AF_XDP)."""
+    handed_over: int = 0
+    """Datagrams that the `fallback` socket sent instead (AF_XDP). Not in `sent`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

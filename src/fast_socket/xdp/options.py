@@ -12,6 +12,7 @@ from fast_socket.core.frames import FramePool
 from fast_socket.core.layout import BufferLayout
 from fast_socket.core.metadata import Metadata
 from fast_socket.core.polling import BusyPollDriver, WaitDriver
+from fast_socket.core.traits import UdpSocket
 
 #: Before each received packet the kernel leaves this free (XDP_PACKET_HEADROOM, include/uapi/linux/bpf.h).
 XDP_HEADROOM = 256
@@ -103,6 +104,11 @@ class XdpUdpOptions(XdpOptions, total=False):
     """Receive on all of these, instead of on the local address's port only."""
     v6only: bool
     """With "[::]": do not take IPv4. Default False."""
+    fallback: UdpSocket[Any, Any, Any, Any] | None
+    """Another socket, say an `OsUdpSocket`, that sends what no way leads to from this device: to this host, through
+    another device, without a route. It stays the caller's, and serves one thread at a time unless it takes several.
+    Payload and segment size go along; other metadata do not, and the source is the fallback's. Default None: such
+    packets raise `SendError`."""
 
 
 #: For every socket kind: the columns that AF_XDP can fill.
@@ -186,6 +192,7 @@ class CheckedOptions:
     port: int = 0
     ports: Any = None
     v6only: bool = False
+    fallback: Any = None
     # IP packets
     takes_v4: bool = True
     takes_v6: bool = True
@@ -311,6 +318,10 @@ class CheckedOptions:
             raise ConfigError(
                 f"router is {self.router!r}: give an XdpUdpRouter, with generation and resolve(destination)"
             )
+        if self.fallback is not None and not all(
+            callable(getattr(self.fallback, name, None)) for name in ("tx_batch", "send")
+        ):
+            raise ConfigError(f"fallback is {self.fallback!r}: give a UDP socket, say an OsUdpSocket")
         unavailable = self.metadata & Metadata.TXTIME
         if unavailable:
             raise CapabilityError(f"AF_XDP sockets do not offer {unavailable}: OS sockets do")

@@ -35,10 +35,15 @@ cdef class XdpUdpSocket(XdpSocket):
     cdef bint identify              # datagrams may be fragmented on their way, so that each needs an identification
     cdef uint32_t scope             # for link-local sources
     cdef uint16_t identification
+    cdef uint64_t handed_over
 
     cdef int adopt(self, object options) except -1
     cdef object send_batch(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t limit)
     cdef int resolve_endpoint(self, XdpUdpEndpoint endpoint) except -1
+    cdef bint falls_back(self, error) except -1
+    cdef uint32_t hand_over(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t first, uint32_t limit,
+                            uint32_t before) except? 0xFFFFFFFF
+    cdef object whole_packet(self, const Slots *slots, uint32_t slot, uint32_t limit, uint32_t *pieces)
     cdef void write_columns(self, Slots *slots, uint32_t slot, const uint8_t *frame, const Parsed *parsed,
                             bint whole) noexcept nogil
     cdef bint foreign(self, const Slots *slots, uint32_t slot) noexcept nogil

@@ -16,11 +16,11 @@ pool and the rings; the system call that has the kernel look does not.
 
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from fast_socket.core.addresses cimport (
     AF_INET, AF_INET6, HOST_V4_OFFSET, HOST_V6_OFFSET, PORT_OFFSET, SCOPE_OFFSET, STRIDE_V4, STRIDE_V6, htons,
-    write_host,
+    read_record, write_host,
 )
 from fast_socket.core.batch cimport RecvBatch, TxBatch
 from fast_socket.core.frames cimport Geometry, NO_FRAME, Slots, chunk_end, packet_start, put_frame
@@ -44,11 +44,12 @@ from types import GenericAlias
 
 from fast_socket.core.capabilities import Support, UdpCapabilities, UdpStats
 from fast_socket.core.endpoint import UdpEndpointSpec
-from fast_socket.core.errors import ConfigError, SendError
+from fast_socket.core.errors import ConfigError, Error, SendError
 from fast_socket.core.metadata import Metadata
 from fast_socket.core.routes import Unresolved
 from fast_socket.xdp.header_table import UnresolvedError
 from fast_socket.xdp.options import CheckedOptions
+from fast_socket.xdp.socket import REFUSALS
 
 import errno
 from ipaddress import ip_address
@@ -69,6 +70,7 @@ cdef extern from "<arpa/inet.h>" nogil:
 cdef enum:
     ECN_DEFAULT = 255
     PREFETCH_AHEAD = 4
+    FALLBACK_BATCH = 64
 
 cdef uint32_t NO_LIMIT = 0xFFFFFFFF
 
@@ -185,6 +187,7 @@ cdef class XdpUdpSocket(XdpSocket):
             received=queue.counters.rx_packets, received_bytes=queue.counters.rx_bytes, sent=self.datagrams_sent,
             sent_bytes=self.sent_bytes, kernel_drops=device[0] + device[3],
             would_block=self.would_block, frame_shortages=self.frame_shortages, held=self.held,
+            handed_over=self.handed_over,
         )
 
     def recv_batch(self, capacity):
@@ -304,7 +307,8 @@ cdef class XdpUdpSocket(XdpSocket):
         Those are gone from the batch; their frames come home when the device has sent them (each send looks, and
         `drain_tx_completions`). Fewer than were pending: the rings are full, or a neighbour is not resolved yet
         (``unresolved="hold"``, see `unresolved`); the rest stays, call again. A packet that is refused raises
-        `SendError` with `accepted`, and is then the first pending one. Raises `Error` when closed, `BufferError` while
+        `SendError` with `accepted`, and is then the first pending one; with a `fallback` that socket has what no way
+        leads to from here. Raises `Error` when closed, `BufferError` while
         packets are viewed, `ConfigError` for a batch of another socket, `DeviceError`.
         """
         return self.send_batch(batch, None, NO_LIMIT)
@@ -321,7 +325,7 @@ cdef class XdpUdpSocket(XdpSocket):
 
     cdef object send_batch(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t limit):
         cdef Outcome outcome
-        cdef uint32_t total = 0, slot
+        cdef uint32_t total = 0, slot, given
         cdef const uint8_t *record
         self.check_batch(batch, True)
         self.begin_send(batch)
@@ -332,6 +336,13 @@ cdef class XdpUdpSocket(XdpSocket):
                     batch.slots.busy = True
                     try:
                         self.resolve_endpoint(endpoint)
+                    except UnresolvedError as error:
+                        if not self.falls_back(error):
+                            raise
+                        self.unresolved = error
+                        total = self.hand_over(batch, endpoint, batch.head, min(limit, batch.tail), 0)
+                        outcome.stop = DONE if total else RING_FULL
+                        return self.end_send(batch, &outcome, total)
                     finally:
                         batch.slots.busy = False
                 while True:
@@ -345,9 +356,18 @@ cdef class XdpUdpSocket(XdpSocket):
                         outcome.stop, outcome.accepted = BAD_FAMILY, 0
                         break
                     record = batch.slots.addresses + <uint64_t> slot * batch.slots.address_stride
-                    if not self.ask_router(batch, record + (HOST_V6_OFFSET if self.records_v6 else HOST_V4_OFFSET),
-                                           self.records_v6):
-                        break
+                    try:
+                        if not self.ask_router(batch, record + (HOST_V6_OFFSET if self.records_v6 else HOST_V4_OFFSET),
+                                               self.records_v6):
+                            break
+                    except UnresolvedError as error:
+                        if not self.falls_back(error):
+                            raise
+                        given = self.hand_over(batch, None, slot, min(limit, batch.tail), total)
+                        total += given
+                        if given == 0:
+                            outcome.stop = RING_FULL            # the fallback is: counted alike
+                            break
             except UnresolvedError as error:
                 self.unresolved = error
                 if endpoint is not None and self.hold and error.reason is Unresolved.NEIGHBOR:
@@ -357,6 +377,10 @@ cdef class XdpUdpSocket(XdpSocket):
                 self.ring_doorbell()
                 raise SendError(f"cannot send packet {total} to {error.destination}: {error.reason.text}",
                                 errno.EHOSTUNREACH, accepted=total) from error
+            except SendError as error:      # the fallback's: `accepted` is ours already
+                batch.accept(error.accepted)
+                self.ring_doorbell()
+                raise
             except BaseException:
                 batch.accept(total)         # what the device has is gone from the batch, whatever the router did
                 self.ring_doorbell()
@@ -364,6 +388,79 @@ cdef class XdpUdpSocket(XdpSocket):
             return self.end_send(batch, &outcome, total)
         finally:
             self.queue.leave()
+
+    cdef bint falls_back(self, error) except -1:
+        """Whether the kernel is to have what this says has no way here."""
+        return self.options.fallback is not None and error.reason is not Unresolved.NEIGHBOR
+
+    cdef uint32_t hand_over(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t first, uint32_t limit,
+                            uint32_t before) except? 0xFFFFFFFF:
+        """Give the fallback socket the packets from `first` on that go to one destination; returns how many slots it
+        took, 0 where it is full. Raises its `SendError`, the `before` slots that the device took counted too."""
+        cdef Slots *slots = &batch.slots
+        cdef uint32_t slot = first, taken = 0, pieces, size
+        cdef uint32_t stride = slots.address_stride
+        cdef const uint8_t *record = slots.addresses + <uint64_t> first * stride
+        fallback = self.options.fallback
+        to = endpoint.spec.remote if endpoint is not None else read_record(record)
+        datagrams, ends = [], []                # behind each the slot, and how far into it
+        batch.slots.busy = True                 # a socket of any kind: what it calls is anybody's code
+        try:
+            while slot < limit and len(ends) < FALLBACK_BATCH:
+                if endpoint is None and memcmp(record, slots.addresses + <uint64_t> slot * stride, stride):
+                    break
+                data = self.whole_packet(slots, slot, limit, &pieces)
+                if data is None or to[1] == 0:
+                    if ends:
+                        break
+                    number, why = REFUSALS[OUTSIDE_FRAME if to[1] else NO_DESTINATION]
+                    raise SendError(f"cannot send packet {before}: {why}", number, accepted=before)
+                size = (endpoint.segment_size if endpoint is not None else slots.segment_sizes[slot]) or len(data) or 1
+                for at in range(0, len(data) or 1, size):
+                    datagrams.append(data[at:at + size])
+                    ends.append((slot + pieces, 0) if at + size >= len(data) else (slot, at + size))
+                slot += pieces
+            out = fallback.tx_batch(len(datagrams))
+            for data in datagrams:
+                try:
+                    out.append(data, to)
+                except Error as error:
+                    if error.errno != errno.ENOBUFS:
+                        raise
+                    break                       # no more frames: the rest with the next call
+            refused = None
+            try:
+                count = fallback.send(out)
+            except SendError as error:
+                count, refused = error.accepted, error
+            out.discard()
+            if not isinstance(count, int) or not 0 <= count <= len(ends):
+                raise ConfigError(f"the fallback's send() returned {count!r}: it must return how many packets it took")
+        finally:
+            batch.slots.busy = False
+        if count:
+            slot, at = ends[count - 1]
+            taken = slot - first
+            if at:                              # of a packet that was cut, some are left
+                slots.offsets[slot] += <uint64_t> at
+                slots.lengths[slot] -= <uint32_t> at
+            self.handed_over += count
+        if refused is not None:
+            refused.accepted = before + taken
+            raise refused
+        return taken
+
+    cdef object whole_packet(self, const Slots *slots, uint32_t slot, uint32_t limit, uint32_t *pieces):
+        """A packet's bytes, and how many slots it has; None where it leaves its frames. Read once, checked, copied."""
+        cdef uint32_t i, length, whole
+        pieces[0] = add_pieces(slots, &self.pool.geometry, slot, limit, &whole) if self.in_pieces(slots, slot) else 1
+        parts = []
+        for i in range(slot, slot + pieces[0]):
+            length = slots.lengths[i]
+            if slots.offsets[i] + length > chunk_end(&self.pool.geometry, slots.frames[i]):
+                return None
+            parts.append((<const char *> self.pool.base + slots.offsets[i])[:length])
+        return b"".join(parts) if parts else None
 
     cdef bint foreign(self, const Slots *slots, uint32_t slot) noexcept nogil:
         """Whether a slot's destination is of a family that the socket has not."""

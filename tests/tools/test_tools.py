@@ -1,6 +1,8 @@
 """Senders, listeners, ping and the examples over loopback, with tiny counts."""
 
 import json
+import os
+import shlex
 import signal
 import subprocess
 
@@ -12,6 +14,7 @@ from tests.tools.conftest import (
     BLAST,
     CUSTOM_ROUTER,
     PONG_SERVER,
+    PYTHON,
     ROOT,
     SECONDS,
     end,
@@ -249,6 +252,100 @@ def test_xdp_tools_over_a_lab():
         assert one["sent"] == 1
 
 
+@pytest.mark.root
+@pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+@pytest.mark.parametrize("queues", [1, 4])
+def test_xdp_tools_over_every_queue(queues, family):
+    """All that is sent through any queue is counted or reported as dropped; what the kernel sends comes back."""
+    with two_hosts(queues=queues) as (near, far):
+        bracket = "[{}]" if family == "ipv6" else "{}"
+        target = f"{bracket.format(getattr(far.interface, family))}:9000"
+        local = f"{bracket.format(getattr(near.interface, family))}:7000"
+
+        def tool(host, *argv):
+            return host.popen([*BENCHMARKS, *argv, "--json"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+        def report(process):
+            output, _ = process.communicate(timeout=SECONDS)
+            assert process.returncode == 0, output
+            return json.loads(output.splitlines()[-1])
+
+        listener = ["xdp-listener", "count", "--iface", far.interface.name, "--bind", target]
+        sender = ["xdp-sender", "blast", "--iface", near.interface.name, "--local", local, "--dest", target]
+        with tool(far, *listener) as counting:
+            assert counting.stdout.readline() == "ready\n"
+            sent = report(tool(near, *sender, "--all-queues", "--count", "10001"))
+            assert (sent["sent"], sent["completions"], sent["errors"], sent["unfinished"]) == (10001, 10001, 0, 0)
+            assert sent["source_ports"] == [7000 + queue for queue in range(queues)]
+            shares = [10001 // queues + (queue < 10001 % queues) for queue in range(queues)]
+            assert [sent["by_queue"][str(queue)] for queue in range(queues)] == shares
+            counting.send_signal(signal.SIGINT)
+            counted = report(counting)
+        assert counted["received"] + counted["dropped"] == 10001
+        assert (counted["reordered"], counted["other"]) == (0, 0)
+        assert sum(counted["by_queue"].values()) == counted["received"]
+        assert counted["workers"] == sent["workers"] == min(queues, len(os.sched_getaffinity(0)))
+        with tool(far, "xdp-listener", "pong", *listener[2:], "--progress") as server:
+            assert server.stdout.readline() == "ready\n"
+            for payload in ("64", "8", "1433"):
+                pings = report(tool(near, "os-ping", "--dest", target, "--count", "20", "--payload-len", payload))
+                assert (pings["count"], pings["lost"]) == (20, 0)
+            server.send_signal(signal.SIGTERM)
+            served = report(server)
+        assert (served["received"], served["sent"], served["errors"], served["other"]) == (60, 60, 0, 0)
+        one = report(tool(near, *sender, "--queue", str(queues - 1), "--duration-ms", "50", "--no-sequence"))
+        assert list(one["by_queue"]) == [str(queues - 1)]
+        assert one["sent"] == one["completions"] > 0
+        for argv, status, complaint in (
+            ([*sender, "--queue", str(queues)], 2, f"from 0 to {queues - 1}"),
+            ([*sender, "--payload-len", "4"], 2, "--no-sequence"),
+            ([*sender, "--dest", "198.51.100.1:9"], 2 if family == "ipv6" else 1, ""),
+            (["xdp-listener", "count", "--iface", "lo0", "--bind", target], 2, "lo0"),
+            (["xdp-listener", "count", "--iface", far.interface.name, "--bind", "nowhere"], 2, "nowhere"),
+        ):
+            refused = far if argv[0] == "xdp-listener" else near
+            process = refused.popen([*BENCHMARKS, *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                    cwd=ROOT)  # fmt: skip
+            output = process.communicate(timeout=SECONDS)[0]
+            assert (process.returncode, "Traceback" in output) == (status, False), output
+            assert complaint in output
+
+
+@pytest.mark.root
+@pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
+def test_the_commands_that_the_readme_shows():
+    """As they stand there, with the lab's device and addresses; listeners are ended when their senders are done."""
+    block = (ROOT / "README.md").read_text().partition("## Eight tools")[2].partition("```console\n")[2]
+    groups = [group.splitlines() for group in block.partition("```")[0].split("\n\n")]
+    assert sum(len(group) for group in groups) == 8
+    with two_hosts(queues=2) as (near, far):
+
+        def start(host, command):
+            text = command.replace("eth0", host.interface.name).replace("192.0.2.10:", f"{far.interface.ipv4}:")
+            argv = shlex.split(text.replace("192.0.2.1:", f"{near.interface.ipv4}:").replace("3000", "300"))
+            return host.popen([PYTHON, *argv[1:], "--json"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+        def report(process, command):
+            output = process.communicate(timeout=SECONDS)[0]
+            assert process.returncode == 0, (command, output)
+            return json.loads(output.splitlines()[-1])
+
+        tools = set()
+        for listen, *others in groups:
+            with start(far, listen) as listener:
+                assert listener.stdout.readline() == "ready\n"
+                for command in others:
+                    talked = report(start(near, command), command)
+                    assert talked.get("sent", talked.get("count")) > 0
+                    tools.add(talked["tool"])
+                listener.send_signal(signal.SIGINT)
+                heard = report(listener, listen)
+                assert heard["received"] > 0
+                tools.add(heard["tool"])
+        assert len(tools) == 8
+
+
 def test_what_the_system_refuses(start, target):
     """A port that is taken: not the command line's fault."""
     wait_ready(start(*LISTENER, "count", "--bind", target, "--json"))
@@ -267,7 +364,7 @@ def test_what_the_system_refuses(start, target):
         BENCHMARKS,
         *(
             [*BENCHMARKS, name]
-            for name in ("os-listener", "os-sender", "os-ping", "xdp-count", "xdp-pong", "xdp-ping", "demo", "bench")
+            for name in ("os-listener", "os-sender", "os-ping", "xdp-listener", "xdp-sender", "xdp-count", "xdp-pong", "xdp-ping", "demo", "bench")
         ),
         [*LISTENER, "count"],
         [*LISTENER, "pong"],

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+from scapy.layers.inet import IP, UDP
 
 import fast_socket as fs
 from fast_socket import ConfigError, DeviceError, Error, SendError
@@ -213,6 +214,33 @@ def test_ip_packets_tell_their_queue(net: Net) -> None:
         assert sock.stats().rx_packets == 16
 
 
+@spreads
+def test_ip_packets_by_an_egress(net: Net, spread: Any) -> None:
+    """Wherever their destination is: to one of the neighbour's private networks, say."""
+    with (
+        fs.XdpIpPacketAggregate.open(net.b, fs.All, spread=spread) as sock,
+        fs.XdpIpPacketAggregate.open(net.a, fs.All) as far,
+    ):
+        egress = sock.resolve(HOSTS[0])
+        assert str(egress.destination) == HOSTS[0]
+        tx, rx = sock.tx_batch(64), far.recv_batch(64)
+        packet = IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=1, dport=2) / b"inner"
+        for _ in range(10):
+            for _ in range(8):
+                tx.append(bytes(packet))
+            assert sock.send_via(egress, tx) == 8
+        while far.recv(rx):
+            assert {bytes(each) for each in rx} == {bytes(packet)}
+        assert far.stats().rx_packets == 80
+        assert len([member for member in sock.members if member.stats().tx_packets]) == (1 if spread == "flow" else 4)
+        with pytest.raises(ConfigError):
+            far.send_via(egress, far.tx_batch(1))
+        with pytest.raises(fs.UnresolvedError):
+            sock.resolve("198.51.100.1")
+    with pytest.raises(Error):
+        sock.resolve(HOSTS[0])
+
+
 @pytest.mark.parametrize("driver", [fs.WaitDriver, fs.BusyPollDriver])
 def test_waiting_for_any_member(net: Net, driver: Any) -> None:
     sock = udp(net, driver=driver)
@@ -282,7 +310,7 @@ def test_what_cannot_be_opened_leaves_nothing(net: Net) -> None:
         endpoint = one.prepare_udp_endpoint(fs.UdpEndpointSpec(remote=(HOSTS[0], 9)))
         with fs.XdpUdpAggregate.open(net.a, fs.All, local=(HOSTS[0], 5000)) as other:
             other.send_to(endpoint, other.tx_batch(1))
-    for made in (fs.XdpUdpAggregate, fs.XdpIpPacketAggregate, fs.XdpAggregateEndpoint):
+    for made in (fs.XdpUdpAggregate, fs.XdpIpPacketAggregate, fs.XdpAggregateEndpoint, fs.XdpAggregateEgress):
         with pytest.raises(TypeError):
             made()
     assert sock.closed

@@ -9,7 +9,7 @@ wire in memory.
 """
 
 from fast_socket.xdp import sim
-from fast_socket.xdp.aggregate import XdpAggregateEndpoint, XdpIpPacketAggregate, XdpUdpAggregate
+from fast_socket.xdp.aggregate import XdpAggregateEgress, XdpAggregateEndpoint, XdpIpPacketAggregate, XdpUdpAggregate
 from fast_socket.xdp.batch import XdpIpRecvBatch, XdpIpTxBatch, XdpUdpRecvBatch, XdpUdpTxBatch
 from fast_socket.xdp.claim import All, First, Queues
 from fast_socket.xdp.device import XdpDevice
@@ -38,6 +38,7 @@ __all__ = [
     "UnresolvedError",
     "Wire",
     "WorkerPlan",
+    "XdpAggregateEgress",
     "XdpAggregateEndpoint",
     "XdpCounters",
     "XdpDevice",

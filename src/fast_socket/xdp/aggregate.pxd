@@ -23,7 +23,7 @@ cdef class XdpAggregate:
     cdef int require_open(self) except -1
     cdef uint32_t member_for(self, TxBatch batch, uint32_t slot) noexcept nogil
     cdef uint32_t end_of_run(self, TxBatch batch, uint32_t member) noexcept nogil
-    cdef object send_ways(self, TxBatch batch, list ways)
+    cdef object send_ways(self, TxBatch batch, list ways, uint32_t lane)
 
 
 @cython.final
@@ -40,6 +40,15 @@ cdef class XdpIpPacketAggregate(XdpAggregate):
 cdef class XdpAggregateEndpoint:
     cdef readonly object spec
     cdef list ways                  # an endpoint for each member
+    cdef uint32_t lane              # the member that its packets leave by, where they are spread by flow
+    cdef XdpAggregate aggregate
+
+
+@cython.final
+cdef class XdpAggregateEgress:
+    cdef readonly object destination
+    cdef list ways                  # as above
+    cdef uint32_t lane
     cdef XdpAggregate aggregate
 
 

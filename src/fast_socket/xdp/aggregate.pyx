@@ -203,7 +203,7 @@ cdef class XdpAggregate:
         destination stay in order; with "round_robin" each call has another member's turn, and others help where its
         rings are full.
         """
-        return self.send_ways(batch, None)
+        return self.send_ways(batch, None, 0)
 
     cdef uint32_t member_for(self, TxBatch batch, uint32_t slot) noexcept nogil:
         """Of a UDP packet, by its destination record; of an IP packet, by the addresses in it."""
@@ -243,7 +243,8 @@ cdef class XdpAggregate:
             slot += 1
         return slot
 
-    cdef object send_ways(self, TxBatch batch, list ways):
+    cdef object send_ways(self, TxBatch batch, list ways, uint32_t lane):
+        """`ways` are one way for each member, to one destination, which is assigned to the member `lane`."""
         cdef XdpSocket member
         cdef uint32_t count = self.count, at = 0, i, limit, head
         cdef bint several = False
@@ -262,9 +263,8 @@ cdef class XdpAggregate:
                 self.tx_turn = (self.tx_turn + 1) % count
                 return total
             if ways is not None:                # one destination for all
-                at = self.turn_of(ways)
-                member = self.members[at]
-                return member.send_some(batch, ways[at], NO_LIMIT)
+                member = self.members[lane]
+                return member.send_some(batch, ways[lane], NO_LIMIT)
             while batch.head < batch.tail:
                 head = batch.head
                 at = self.member_for(batch, head)
@@ -290,10 +290,6 @@ cdef class XdpAggregate:
                         member.ring_doorbell()
                     finally:
                         member.queue.leave()
-
-    def turn_of(self, ways):
-        """The member that an endpoint's packets leave by: always the same."""
-        return hash(ways[0].spec.remote) % len(self.members)
 
     def drain_tx_completions(self):
         """Bring frames home that the devices have sent; returns how many."""
@@ -407,19 +403,20 @@ cdef class XdpUdpAggregate(XdpAggregate):
             raise ConfigError(f"prepare_udp_endpoint({spec!r}): give a UdpEndpointSpec")
         endpoint.spec, endpoint.aggregate = spec, self
         endpoint.ways = [member.prepare_udp_endpoint(spec) for member in self.members]
+        endpoint.lane = <uint64_t> <Py_hash_t> hash(spec.remote) % self.count
         return endpoint
 
     def send_to(self, XdpAggregateEndpoint endpoint not None, TxBatch batch not None):
         """As `send`, every packet to one prepared endpoint."""
         if endpoint.aggregate is not self:
             raise ConfigError("this endpoint was prepared by another aggregate: prepare one with this")
-        return self.send_ways(batch, endpoint.ways)
+        return self.send_ways(batch, endpoint.ways, endpoint.lane)
 
 
 @cython.final
 cdef class XdpIpPacketAggregate(XdpAggregate):
-    """One `XdpIpPacketSocket` over several queues. Made by `open`; thread rules as `XdpUdpAggregate`. What is sent goes
-    by its destination."""
+    """One `XdpIpPacketSocket` over several queues. Made by `open`; thread rules as `XdpUdpAggregate`. The column
+    `egresses` of its batches belongs to single sockets: leave it 0."""
 
     @staticmethod
     def open(device, queues, *, families=IpFamilies.Mixed, spread="flow", **options):
@@ -443,6 +440,22 @@ cdef class XdpIpPacketAggregate(XdpAggregate):
         (<XdpIpRecvBatch> batch).remember_queues()
         return batch
 
+    def resolve(self, destination):
+        """The way to an address for `send_via` of this aggregate: an `XdpAggregateEgress`. Raises as a member's
+        `resolve`."""
+        cdef XdpAggregateEgress egress = XdpAggregateEgress.__new__(XdpAggregateEgress)
+        self.require_open()
+        egress.ways = [member.resolve(destination) for member in self.members]
+        egress.destination, egress.aggregate = egress.ways[0].destination, self
+        egress.lane = <uint64_t> <Py_hash_t> hash(egress.destination) % self.count
+        return egress
+
+    def send_via(self, XdpAggregateEgress egress not None, TxBatch batch not None):
+        """As `send`, every packet by one egress, whatever its destination."""
+        if egress.aggregate is not self:
+            raise ConfigError("this egress was resolved by another aggregate: resolve one with this")
+        return self.send_ways(batch, egress.ways, egress.lane)
+
 
 @cython.final
 cdef class XdpAggregateEndpoint:
@@ -453,3 +466,14 @@ cdef class XdpAggregateEndpoint:
 
     def __repr__(self):
         return f"<XdpAggregateEndpoint {self.spec}>"
+
+
+@cython.final
+cdef class XdpAggregateEgress:
+    """A way of an `XdpIpPacketAggregate`, resolved for each of its members."""
+
+    def __init__(self):
+        raise TypeError("egresses are made by XdpIpPacketAggregate.resolve(destination)")
+
+    def __repr__(self):
+        return f"<XdpAggregateEgress to {self.destination}>"

@@ -35,7 +35,8 @@ class UdpPackets:
         first = batch.gather(0, "u1") & np.uint8(self.mask)
         protocol = batch.gather(self.protocol, "u1")
         whole = batch.lengths >= self.udp + UDP_LEN
-        return (first == self.first_byte) & (protocol == PROTOCOL_UDP) & whole
+        plain: Column = (first == self.first_byte) & (protocol == PROTOCOL_UDP) & whole
+        return plain
 
     def sources(self, batch: fs.XdpIpRecvBatch) -> Column:
         """Source addresses: uint32[n, words]."""
@@ -46,7 +47,8 @@ class UdpPackets:
 
     def numbers(self, batch: fs.XdpIpRecvBatch) -> Column:
         """The big-endian numbers at the start of the payloads, as `Sequences` takes them: int64[n]."""
-        return np.minimum(batch.gather(self.udp + UDP_LEN, ">u8"), NOT_A_NUMBER).astype(np.int64)
+        numbers: Column = np.minimum(batch.gather(self.udp + UDP_LEN, ">u8"), NOT_A_NUMBER).astype(np.int64)
+        return numbers
 
     def turn_round(self, batch: fs.XdpIpTxBatch) -> None:
         """Make each plain packet the answer to itself: exchange addresses and ports.

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer

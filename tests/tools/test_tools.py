@@ -364,7 +364,18 @@ def test_what_the_system_refuses(start, target):
         BENCHMARKS,
         *(
             [*BENCHMARKS, name]
-            for name in ("os-listener", "os-sender", "os-ping", "xdp-listener", "xdp-sender", "xdp-count", "xdp-pong", "xdp-ping", "demo", "bench")
+            for name in (
+                "os-listener",
+                "os-sender",
+                "os-ping",
+                "xdp-listener",
+                "xdp-sender",
+                "xdp-count",
+                "xdp-pong",
+                "xdp-ping",
+                "demo",
+                "bench",
+            )
         ),
         [*LISTENER, "count"],
         [*LISTENER, "pong"],

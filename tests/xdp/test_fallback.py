@@ -22,9 +22,7 @@ class Net:
         self.fallback = fs.OsUdpSocket.bind("127.0.0.1:0", **options)
         self.far = fs.XdpUdpSocket.open(far, local="192.0.2.2:2000")
         self.there = ("192.0.2.2", 2000)
-        self.near = fs.XdpUdpSocket.open(
-            near, local="192.0.2.1:1000", fallback=self.fallback, tx_frames=256
-        )
+        self.near = fs.XdpUdpSocket.open(near, local="192.0.2.1:1000", fallback=self.fallback, tx_frames=256)
 
     def arrived(self, sock: Any) -> list[bytes]:
         rx, got = sock.recv_batch(64), []
@@ -223,7 +221,11 @@ def test_this_host_and_another_device() -> None:
             return fallback, local, fs.XdpUdpSocket.open(eastward.a.name, local=(here, 7000), fallback=fallback)
 
         fallback, local, sock = host.run(open_here)
-        listeners = [east.run(fs.OsUdpSocket.bind, "0.0.0.0:9000"), west.run(fs.OsUdpSocket.bind, "0.0.0.0:9000"), local]
+        listeners = [
+            east.run(fs.OsUdpSocket.bind, "0.0.0.0:9000"),
+            west.run(fs.OsUdpSocket.bind, "0.0.0.0:9000"),
+            local,
+        ]
         tx = sock.tx_batch(8)
         for name, to in (("east", eastward.b.ipv4), ("west", westward.b.ipv4), ("here", here)):
             tx.append(name.encode(), (str(to), 9000))

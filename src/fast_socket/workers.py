@@ -182,7 +182,7 @@ def run(
 ) -> Run[R]:
     """Call `target(plan, worker)` for every plan at once; returns when all have ended.
 
-    `on_ready` is called once, when all are ready and none has started. `on_progress` is called every `interval` seconds.
+    `on_ready` is called once, when all are ready and none has started, `on_progress` every `interval` seconds.
 
     The run is over when all targets have returned, after `duration` seconds, when `on_progress` returns True, on SIGINT
     or SIGTERM (in the main thread; a second one ends the program), and with the first failure unless

@@ -37,8 +37,9 @@ if __name__ == "__main__":
         done = workers.run(factory.plans, targets.collect, counters=["received", "pid"], duration=50, on_progress=look,
                            interval=0.002, on_failure="ON_FAILURE")
     assert not attached()
+    values = [worker.value for worker in done.workers if worker.value]
     print(json.dumps({
-        "flows": [[*flow, numbers] for worker in done.workers if worker.value for flow, numbers in worker.value[0].items()],
+        "flows": [[*flow, numbers] for flows, _ in values for flow, numbers in flows.items()],
         "by_queue": [worker.value[1] if worker.value else None for worker in done.workers],
         "errors": [str(worker.error) for worker in done.workers if worker.error],
     }))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from statistics import median
 from typing import Annotated, Any
@@ -15,11 +16,12 @@ from benchmarks import figures, machine, prefix_lookup, user_time, xdp_peers
 from benchmarks.figures import FIGURES as OS_FIGURES
 from benchmarks.figures import Ends, Figure, Sample
 from benchmarks.processes import ROOT
+from benchmarks.scaling import SCALING_FIGURES
 from benchmarks.xdp_figures import XDP_FIGURES
 from examples import _cli
 from fast_socket import lab
 
-FIGURES = (*OS_FIGURES, *XDP_FIGURES)
+FIGURES = (*OS_FIGURES, *XDP_FIGURES, *SCALING_FIGURES)
 RESULTS = ROOT / "benchmarks" / "results"
 SUMMARY = ROOT / "benchmarks" / "RESULTS.md"
 OURS = "fast_socket"
@@ -62,8 +64,13 @@ def bench(
         "cpus": [cpus[0], cpus[-1]],
         "figures": {},
     }
-    with lab.two_hosts(static_neighbors=True) as (near, far), Progress(console=console, transient=True) as progress:
-        ends = Ends(near, far, str(far.interface.ipv4), cpus[0], cpus[-1])
+    with ExitStack() as opened:
+        progress = opened.enter_context(Progress(console=console, transient=True))
+        labs = {}
+        for queues in {1, *(figure.queues for figure in chosen)}:
+            near, far = opened.enter_context(lab.two_hosts(queues=queues, static_neighbors=True))
+            labs[queues] = Ends(near, far, str(far.interface.ipv4), cpus[0], cpus[-1])
+        ends = labs[1]
         absent = figures.missing_programs() | ({"dpdk-testpmd txonly"} if xdp_peers.testpmd_unavailable() else set())
         for figure in chosen:
             present = {name: run for name, run in figure.contenders.items() if name not in absent}
@@ -71,7 +78,7 @@ def bench(
             samples: dict[str, list[Sample]] = {name: [] for name in present}
             for _ in range(rounds):
                 for name, run in present.items():
-                    samples[name].append(run(ends, seconds))
+                    samples[name].append(run(labs[figure.queues], seconds))
                     progress.advance(task)
             progress.remove_task(task)
             record["figures"][figure.key] = taken = summary(figure, samples)

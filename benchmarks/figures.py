@@ -75,6 +75,8 @@ class Figure:
     less_is_better: bool = False
     scale: float = 1.0
     note: str = ""
+    queues: int = 1
+    """Of the two hosts' devices."""
 
 
 # ---- the tools, as command lines ----

@@ -106,7 +106,6 @@ def test_an_encapsulation_is_a_hop_through_no_device():
         ({"src_len": 64}, {}),
         ({"flags": 0x200}, {}),  # RTM_F_CLONED
         ({"type": 10}, {}),  # RTN_NAT, long gone
-        ({}, {"table": 100}),
     ],
 )
 def test_routes_that_a_look_up_by_destination_must_not_find(header, attributes):

@@ -343,7 +343,7 @@ cdef int open_members(XdpAggregate self, object open_one, object check, object d
     self.members = ()
     try:
         if options.get("router") is None:
-            options["router"] = self.router = self.device.make_router()
+            options["router"] = self.router = self.device.make_router(checked.source)
         if options.get("program") is None and isinstance(self.device, XdpDevice):
             stamped = checked.wants_timestamps
             self.program = XdpProgram.load(filter_of(checked), queues=max(numbers) + 1, timestamps=stamped,

@@ -9,6 +9,7 @@ from fast_socket.core.capabilities import Capabilities
 from fast_socket.core.errors import CapabilityError, ConfigError, DeviceError, Error
 from fast_socket.core.frames import FramePool
 from fast_socket.core.ids import IfIndex, NumaNode
+from fast_socket.core.routes import IpAddress
 from fast_socket.xdp.ebpf import XdpFilter, XdpMode, XdpProgram
 from fast_socket.xdp.interface import Interface
 from fast_socket.xdp.kernel import open_kernel_queue
@@ -106,9 +107,9 @@ class XdpDevice:
             raise DeviceError(f"{self.name} is gone") from error
         return self.mtu
 
-    def make_router(self) -> XdpQueueLocalRouter:
-        """The default router."""
-        return XdpQueueLocalRouter(self.ifindex)
+    def make_router(self, source: IpAddress | None = None) -> XdpQueueLocalRouter:
+        """The default router, for a socket that sends from `source`."""
+        return XdpQueueLocalRouter(self.ifindex, source=source)
 
     def open_queue(self, pool: FramePool, queue: int, options: CheckedOptions) -> Queue:
         """An AF_XDP socket on a queue; see `fast_socket.xdp.kernel`."""

@@ -23,6 +23,7 @@ from typing import Self
 
 from fast_socket.core.errors import ConfigError, DeviceError
 from fast_socket.core.ids import IfIndex
+from fast_socket.core.routes import IpAddress
 from fast_socket.xdp.router import XdpQueueLocalRouter
 from fast_socket.xdp.routes import RouteSnapshot
 from fast_socket.xdp.tables import NUD_VALID
@@ -47,7 +48,15 @@ class RouteMonitor(XdpQueueLocalRouter):
     device goes, sends raise `DeviceError`. Close it after the sockets that were given it.
     """
 
-    def __init__(self, interface: IfIndex | int | str, *, quiet: float = 0.005, at_most: float = 0.05) -> None:
+    def __init__(
+        self,
+        interface: IfIndex | int | str,
+        *,
+        source: IpAddress | None = None,
+        mark: int = 0,
+        quiet: float = 0.005,
+        at_most: float = 0.05,
+    ) -> None:
         """As `XdpQueueLocalRouter`; it follows the network namespace of the calling thread."""
         for name, seconds in (("quiet", quiet), ("at_most", at_most)):
             if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= 60:
@@ -61,7 +70,7 @@ class RouteMonitor(XdpQueueLocalRouter):
             self._netlink.setblocking(False)
             self._netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
             self._netlink.bind((0, sum(1 << group - 1 for group in _GROUPS)))
-            super().__init__(interface)
+            super().__init__(interface, source=source, mark=mark)
         except BaseException:
             self._netlink.close()
             raise

@@ -23,17 +23,17 @@ from fast_socket.core.errors import CapabilityError, DeviceError, Error
 from fast_socket.core.ids import IfIndex
 from fast_socket.core.routes import IpAddress
 from fast_socket.xdp.egress import MAC_LEN
+from fast_socket.xdp.rules import PLAIN_RULES
 from fast_socket.xdp.tables import (
     NUD_VALID,
-    TABLE_DEFAULT,
-    TABLE_LOCAL,
-    TABLE_MAIN,
     AddressRecord,
     LinkRecord,
     NeighborRecord,
     NextHop,
     RouteKind,
     RouteRecord,
+    RuleAction,
+    RuleRecord,
 )
 
 log = logging.getLogger("fast_socket.xdp")
@@ -51,8 +51,12 @@ _RTM_F_CLONED = 0x200  # <linux/rtnetlink.h>
 _NTF_USE = 0x01  # <linux/neighbour.h>
 _NUD_NONE = 0x00  # <linux/neighbour.h>
 
-# The rules of a namespace that nobody touched: net/ipv4/fib_rules.c and net/ipv6/fib6_rules.c.
-_PLAIN_RULES = {(0, TABLE_LOCAL), (32_766, TABLE_MAIN), (32_767, TABLE_DEFAULT)}
+_FIB_RULE_INVERT = 0x02  # <linux/fib_rules.h>
+_NO_MASK = 0xFFFFFFFF
+# What a rule may ask for that is not known when a destination is resolved: by name, or where pyroute2 has none by number.
+_NOT_KNOWN = {"FRA_TUN_ID", "FRA_L3MDEV", "FRA_IP_PROTO", "FRA_SPORT_RANGE", "FRA_DPORT_RANGE", "FRA_DSCP",
+              "FRA_FLOWLABEL"}  # fmt: skip
+_FRA_DSCP, _FRA_DSCP_MASK = 25, 30  # the first and the last of those since Linux 6.13
 
 # <linux/netdev.h>, since Linux 6.3; the family is generated from Documentation/netlink/specs/netdev.yaml.
 _NETDEV_FAMILY = "netdev"
@@ -66,6 +70,7 @@ class Tables(NamedTuple):
     links: tuple[LinkRecord, ...]
     addresses: tuple[AddressRecord, ...]
     neighbors: tuple[NeighborRecord, ...]
+    rules: tuple[RuleRecord, ...] = PLAIN_RULES
 
 
 class XdpFeatures(NamedTuple):
@@ -128,7 +133,7 @@ def dump_links() -> tuple[list[Any], list[AddressRecord]]:
 
 @_away_from_event_loops
 def read_tables() -> Tables:
-    """Routes of the tables main and local, devices, addresses, and neighbours that are resolved."""
+    """Routes of all tables, devices, addresses, neighbours that are resolved, and policy rules."""
     with _session("reading the routing tables") as route:
         links = [_link(message) for message in route.get_links()]
         addresses = [address for message in route.get_addr() if (address := _address(message))]
@@ -139,9 +144,8 @@ def read_tables() -> Tables:
             if message["family"] == family and (record := _route(message))
         ]
         neighbors = [known for message in route.get_neighbours() if (known := _neighbor(message))]
-        if any(not _plain(rule) for rule in route.get_rules()):
-            _warn_of_rules()
-    return Tables(tuple(routes), tuple(links), tuple(addresses), tuple(neighbors))
+        rules = [rule for family in (socket.AF_INET, socket.AF_INET6) for rule in _rules(route, family)]
+    return Tables(tuple(routes), tuple(links), tuple(addresses), tuple(neighbors), tuple(rules))
 
 
 @_away_from_event_loops
@@ -264,8 +268,7 @@ def _address(message: Any) -> AddressRecord | None:
 
 def _route(message: Any) -> RouteRecord | None:
     """None for what a look-up by destination alone must not find."""
-    table = message.get("table")
-    if table not in (TABLE_LOCAL, TABLE_MAIN) or message["type"] not in iter(RouteKind):
+    if message["type"] not in iter(RouteKind):
         return None
     # For one type of service or some sources only; or a cached exception, which a dump may list as well.
     if message["tos"] or message["src_len"] or message["flags"] & _RTM_F_CLONED:
@@ -282,7 +285,7 @@ def _route(message: Any) -> RouteRecord | None:
         metric=message.get("priority") or 0,
         source=ipaddress.ip_address(source) if source else None,
         mtu=message.get_nested("RTA_METRICS", "RTAX_MTU") or None,
-        table=table,
+        table=message.get("table"),
         scope=message["scope"],
     )
 
@@ -311,13 +314,72 @@ def _neighbor(message: Any) -> NeighborRecord | None:
     return NeighborRecord(IfIndex(message["ifindex"]), parsed, mac, message["state"])
 
 
+def _rules(route: Any, family: int) -> list[RuleRecord]:
+    try:
+        messages = [message for message in route.get_rules(family=family) if message["family"] == family]
+    except load().NetlinkError as error:
+        if error.code != errno.EOPNOTSUPP:
+            raise
+        # A kernel without policy routing (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES).
+        return [rule for rule in PLAIN_RULES if (rule.version == 4) == (family == socket.AF_INET)]
+    return [record for message in messages if (record := _rule(message))]
+
+
+def _rule(message: Any) -> RuleRecord | None:
+    """None for one that nothing here can match, and for one that asks for what is not known."""
+    if message["action"] not in iter(RuleAction):
+        return None
+    version = 4 if message["family"] == socket.AF_INET else 6
+    priority = message.get("priority") or 0
+    if (
+        message["tos"]
+        or message.get_attr("FRA_SUPPRESS_IFGROUP") not in (None, _NO_MASK)
+        or any(name in _NOT_KNOWN or _is_newer(name, value) for name, value in message["attrs"])
+    ):
+        _warn_of_rule(version, priority)
+        return None
+    # From a mark without a mask every bit counts; the kernel says so itself.
+    mark = message.get_attr("FRA_FWMARK") or 0
+    mask = message.get_attr("FRA_FWMASK")
+    uids = message.get_attr("FRA_UID_RANGE")
+    suppress = message.get_attr("FRA_SUPPRESS_PREFIXLEN")
+    return RuleRecord(
+        version=version,
+        priority=priority,
+        table=message.get_attr("FRA_TABLE") or message["table"],
+        action=RuleAction(message["action"]),
+        source=_prefix(message.get_attr("FRA_SRC"), message["src_len"]),
+        destination=_prefix(message.get_attr("FRA_DST"), message["dst_len"]),
+        iif=message.get_attr("FRA_IIFNAME") or "",
+        oif=message.get_attr("FRA_OIFNAME") or "",
+        mark=mark,
+        mask=(_NO_MASK if mark else 0) if mask is None else mask,
+        uids=_range(uids) if uids else (0, _NO_MASK),
+        goto=message.get_attr("FRA_GOTO") or 0,
+        suppress=-1 if suppress in (None, _NO_MASK) else suppress,
+        invert=bool(message["flags"] & _FIB_RULE_INVERT),
+    )
+
+
+def _is_newer(name: str, value: Any) -> bool:
+    return name == "UNKNOWN" and _FRA_DSCP <= value["header"]["type"] <= _FRA_DSCP_MASK
+
+
+def _prefix(address: str | None, length: int) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    return ipaddress.ip_network(f"{address}/{length}") if address and length else None
+
+
+def _range(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    return int(first), int(last)
+
+
 @functools.cache
-def _warn_of_rules() -> None:
-    """Once, for tables are read again and again."""
-    log.warning("policy rules (ip rule) are not honoured: routes are looked for in the tables local and main only")
-
-
-def _plain(rule: Any) -> bool:
-    if rule["family"] not in (socket.AF_INET, socket.AF_INET6):
-        return True
-    return (rule.get("priority") or 0, rule.get("table")) in _PLAIN_RULES
+def _warn_of_rule(version: int, priority: int) -> None:
+    """Once for each, for tables are read again and again."""
+    log.warning(
+        "IPv%d policy rule %d is not honoured: it asks for ports, a protocol, DSCP, a tunnel, a VRF or a device group, "
+        "which are not known when a destination is resolved",
+        version,
+        priority,
+    )

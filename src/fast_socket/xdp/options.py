@@ -12,6 +12,7 @@ from fast_socket.core.frames import FramePool
 from fast_socket.core.layout import BufferLayout
 from fast_socket.core.metadata import Metadata
 from fast_socket.core.polling import BusyPollDriver, WaitDriver
+from fast_socket.core.routes import IpAddress
 from fast_socket.core.traits import UdpSocket
 
 #: Before each received packet the kernel leaves this free (XDP_PACKET_HEADROOM, include/uapi/linux/bpf.h).
@@ -333,6 +334,12 @@ class CheckedOptions:
                 "pool is given: its frames are fixed, leave rx_layout, tx_layout, rx_frames, tx_frames, huge_pages and "
                 "numa_node out"
             )
+
+    @property
+    def source(self) -> IpAddress | None:
+        """What packets leave from, where that is fixed."""
+        packed = self.source_v4 or self.source_v6
+        return ip_address(packed) if packed else None
 
     def fill_entries(self, pool: FramePool) -> int:
         """The size of the FILL ring on this pool."""

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv6Address
 from typing import ParamSpec, Protocol, TypeVar
 
 from fast_socket.core.errors import CapabilityError, ConfigError, DeviceError
@@ -45,8 +46,21 @@ class XdpQueueLocalRouter:
     stays in the network namespace of the thread that made it: any thread may call it, from any namespace or event loop.
     """
 
-    def __init__(self, interface: IfIndex | int | str, snapshot: RouteSnapshot | None = None) -> None:
-        """`ConfigError` if there is no such device, or it is not Ethernet."""
+    def __init__(
+        self,
+        interface: IfIndex | int | str,
+        snapshot: RouteSnapshot | None = None,
+        *,
+        source: IpAddress | None = None,
+        mark: int = 0,
+    ) -> None:
+        """`source` and `mark` (fwmark, 32 bits) are what policy rules are asked with: the address that a socket sends
+        from, and SO_MARK of a kernel's one. `ConfigError` if there is no such device, or it is not Ethernet."""
+        if source is not None and not isinstance(source, IPv4Address | IPv6Address):
+            raise ConfigError(f"source is {source!r}: give an IPv4Address or IPv6Address")
+        if isinstance(mark, bool) or not isinstance(mark, int) or not 0 <= mark < 1 << 32:
+            raise ConfigError(f"mark is {mark!r}: give an int of 32 bits")
+        self._source, self._mark = source, mark
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="fast_socket router")
         self._process = os.getpid()
         try:
@@ -99,7 +113,7 @@ class XdpQueueLocalRouter:
         succeeds without a refresh. Netlink is used then and only then.
         """
         snapshot = self._snapshot
-        route = snapshot.route(destination, self._interface)
+        route = snapshot.route(destination, self._interface, source=self._source, mark=self._mark)
         if isinstance(route, Unresolved):
             return route
         mac = snapshot.neighbor(route.interface, route.next_hop) or self._ask(route)

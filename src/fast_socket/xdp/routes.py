@@ -1,11 +1,11 @@
 """`RouteSnapshot`: the kernel's routing decision, taken in user space from one reading of its tables.
 
-Honoured: the tables local and main; longest prefix, then metric; next hops of multipath routes; gateways of the other
-family; blackhole, unreachable, prohibit and throw; each route's MTU and preferred source; VLAN devices over the wanted
-interface; multicast and broadcast; the choice of a source address.
+Honoured: policy rules and the tables that they lead to; longest prefix, then metric; next hops of multipath routes;
+gateways of the other family; blackhole, unreachable, prohibit and throw; each route's MTU and preferred source; VLAN
+devices over the wanted interface; multicast and broadcast; the choice of a source address.
 
-Not honoured: policy rules and other tables (VRFs among them), routes for one type of service or source, flow hashing
-(the heaviest next hop is taken), learned path MTUs, encapsulations (they are another interface), 802.1ad, VLAN egress
+Not honoured: rules that ask for ports, a protocol, DSCP or a VRF; routes for one type of service or source; flow
+hashing (the heaviest next hop is taken), learned path MTUs, encapsulations (they are another interface), 802.1ad, VLAN egress
 priority maps, router preference (RFC 4191).
 
 A resolved destination is kept by whoever asked, so that look-ups are off the packet path; `route_ids` looks a column of
@@ -23,16 +23,20 @@ from fast_socket.core.routes import IpAddress, Route, Unresolved
 from fast_socket.xdp import netlink
 from fast_socket.xdp.egress import MAX_MTU, Egress, group_mac
 from fast_socket.xdp.prefix_table import PrefixTable
+from fast_socket.xdp.rules import PLAIN_RULES, Asked, RuleWalk
 from fast_socket.xdp.tables import (
     NUD_STALE,
     SCOPE_LINK,
     TABLE_LOCAL,
+    TABLE_LOCAL_AND_MAIN,
+    TABLE_MAIN,
     AddressRecord,
     LinkRecord,
     NeighborRecord,
     NextHop,
     RouteKind,
     RouteRecord,
+    RuleRecord,
 )
 
 LIMITED_BROADCAST = IPv4Address("255.255.255.255")
@@ -65,7 +69,7 @@ class _Table:
             network = record.network
             by_prefix.setdefault((int(network.network_address), network.prefixlen), []).append((number, record))
         for same in by_prefix.values():
-            # One prefix in both tables of IPv4: local goes before main. sort() keeps the kernel's order of equals.
+            # Where IPv4's local and main are one: local goes before main. sort() keeps the kernel's order of equals.
             same.sort(key=lambda numbered: (-numbered[1].table, numbered[1].metric))
         ordered = sorted(by_prefix)  # what lies in a prefix comes right behind it
         self._routes = [by_prefix[prefix] for prefix in ordered]
@@ -94,13 +98,18 @@ class _Table:
             yield from self._routes[at]
             at = self._shorter[at]
 
-    def best(self, addresses: Any) -> Any:
-        """For each address the id of the first of `matching`, -1 where there is none."""
+    def best(self, addresses: Any) -> tuple[Any, Any]:
+        """For each address the id of the first of `matching`, -1 where there is none or it says to look further, and
+        the length of its prefix."""
         import numpy
 
-        ids = numpy.array([routes[0][0] for routes in self._routes] + [-1], numpy.int64)
-        found = self._match.lookup(addresses)
-        return ids[numpy.minimum(found, len(self._routes))]
+        firsts = [
+            (-1 if record.kind is RouteKind.THROW else number, record.network.prefixlen)
+            for (number, record), *_ in self._routes
+        ]
+        known = numpy.array([*firsts, (-1, 0)], numpy.int64)
+        found = known[numpy.minimum(self._match.lookup(addresses), len(firsts))]
+        return found[:, 0], found[:, 1]
 
 
 class RouteSnapshot:
@@ -113,6 +122,7 @@ class RouteSnapshot:
         links: Iterable[LinkRecord] = (),
         addresses: Iterable[AddressRecord] = (),
         neighbors: Iterable[NeighborRecord] = (),
+        rules: Iterable[RuleRecord] = PLAIN_RULES,
         generation: int = 0,
     ) -> None:
         self.routes = tuple(routes)
@@ -120,17 +130,20 @@ class RouteSnapshot:
         self.addresses = tuple(addresses)
         self.neighbors = {(record.interface, record.address): record for record in neighbors}
         self._generation = generation
-        numbered = [(RouteId(number), record) for number, record in enumerate(self.routes)]
-        v4 = [each for each in numbered if each[1].network.version == 4]
-        v6 = [each for each in numbered if each[1].network.version == 6]
-        # While nobody adds a rule the kernel keeps IPv4's local and main in one trie, so that a longer prefix of main
-        # wins over local (fib_trie_unmerge() in net/ipv4/fib_frontend.c); IPv6 looks into local first, always.
+        self.rules = tuple(rules)
+        self._rules = {version: RuleWalk(self.rules, version) for version in (4, 6)}
+        by_table: dict[tuple[int, int], list[_Numbered]] = {}
+        for number, record in enumerate(self.routes):
+            version, table = record.network.version, record.table
+            if TABLE_LOCAL_AND_MAIN in self._rules[version].tables and table in (TABLE_LOCAL, TABLE_MAIN):
+                table = TABLE_LOCAL_AND_MAIN
+            by_table.setdefault((version, table), []).append((RouteId(number), record))
+        # At once, all that a rule may lead to: a snapshot is made off the packet path.
         self._tables = {
-            4: (_Table(v4, v6=False),),
-            6: (
-                _Table((each for each in v6 if each[1].table == TABLE_LOCAL), v6=True),
-                _Table((each for each in v6 if each[1].table != TABLE_LOCAL), v6=True),
-            ),
+            (version, table): _Table(by_table[version, table], v6=version == 6)
+            for version, walk in self._rules.items()
+            for table in walk.tables
+            if (version, table) in by_table
         }
 
     @classmethod
@@ -142,7 +155,13 @@ class RouteSnapshot:
         stale.
         """
         tables = netlink.read_tables()
-        made = cls(routes=tables.routes, links=tables.links, addresses=tables.addresses, neighbors=tables.neighbors)
+        made = cls(
+            routes=tables.routes,
+            links=tables.links,
+            addresses=tables.addresses,
+            neighbors=tables.neighbors,
+            rules=tables.rules,
+        )
         if interface is not None:
             through = made._through(made.link(interface).index)
             made.neighbors = {key: record for key, record in made.neighbors.items() if key[0] in through}
@@ -154,6 +173,7 @@ class RouteSnapshot:
         """No egress of `before` is stale. A neighbour that is new makes none stale: there was no egress yet."""
         return (
             self.routes == before.routes
+            and self.rules == before.rules
             and self.links == before.links
             and self.addresses == before.addresses
             and all(
@@ -181,29 +201,37 @@ class RouteSnapshot:
         there = ", ".join(link.name for link in self.links.values()) or "none"
         raise ConfigError(f"no interface {interface!r} here; there are {there}")
 
-    def lookup(self, destination: IpAddress) -> Route | None:
+    def lookup(self, destination: IpAddress, *, source: IpAddress | None = None, mark: int = 0) -> Route | None:
         """The kernel's route to a destination, whatever interface it leaves through. None: there is none, it refuses,
-        or the destination is this host."""
-        found = self._find(_plain(destination), frozenset())
+        or the destination is this host. `source` and `mark` are what policy rules may ask for."""
+        found = self._find(_plain(destination), frozenset(), Asked(source, mark))
         return None if isinstance(found, Unresolved) else found
 
     def route_ids(self, addresses: Any) -> Any:
         """For a column of addresses, uint8[n, 4] or uint8[n, 16] in network byte order, the ids of the routes with the
-        longest prefixes: int64[n], places in `routes`, -1 where nothing matches. Whether a route refuses or its next
-        hops are dead is not looked at. Raises `ConfigError`."""
+        longest prefixes: int64[n], places in `routes`, -1 where nothing matches or a policy rule refuses. Without
+        source and mark; whether a route refuses or its next hops are dead is not looked at. Raises `ConfigError`."""
         import numpy
 
         columns = numpy.asarray(addresses)
         if columns.ndim != 2 or columns.shape[1] not in (4, 16) or columns.dtype != numpy.uint8:
             raise ConfigError(f"route_ids({addresses!r}): give uint8[n, 4] or uint8[n, 16]")
-        first, *others = self._tables[4 if columns.shape[1] == 4 else 6]
-        ids = first.best(columns)
-        for table in others:
-            ids = numpy.where(ids < 0, table.best(columns), ids)
+        version = 4 if columns.shape[1] == 4 else 6
+        ids = numpy.full(len(columns), -1, numpy.int64)
+        for step, looking in self._rules[version].steps_of(columns):
+            if (version, step.table) in self._tables:
+                found, lengths = self._tables[version, step.table].best(columns)
+                numpy.logical_and(looking, (found >= 0) & (lengths >= step.least), out=looking)
+                ids[looking] = found[looking]
+            else:
+                looking[:] = False
         return ids
 
-    def route(self, destination: IpAddress, interface: IfIndex) -> Route | Unresolved:
-        """The route to a destination that leaves through one interface or one of its VLANs.
+    def route(
+        self, destination: IpAddress, interface: IfIndex, *, source: IpAddress | None = None, mark: int = 0
+    ) -> Route | Unresolved:
+        """The route to a destination that leaves through one interface or one of its VLANs. `source` and `mark` are
+        what policy rules may ask for.
 
         A multicast group or 255.255.255.255 is reached through the interface itself: no table is asked, as for a
         socket whose interface was chosen with IP_MULTICAST_IF.
@@ -215,10 +243,10 @@ class RouteSnapshot:
             return Unresolved.LOCAL
         link = self.links[interface]
         if destination.is_multicast or destination == LIMITED_BROADCAST:
-            source = self._source(link.index, destination, scope=SCOPE_LINK)
-            return Route(NO_TABLE, interface, destination, _mtu(link, destination), source)
+            chosen = self._source(link.index, destination, scope=SCOPE_LINK)
+            return Route(NO_TABLE, interface, destination, _mtu(link, destination), chosen)
         through = self._through(interface)
-        found = self._find(destination, through)
+        found = self._find(destination, through, Asked(source, mark, link.name))
         if isinstance(found, Unresolved) or found.interface in through:
             return found
         return Unresolved.OTHER_INTERFACE
@@ -236,9 +264,11 @@ class RouteSnapshot:
         record = self.neighbors.get((interface, address))
         return record.mac if record else None
 
-    def resolve(self, destination: IpAddress, interface: IfIndex) -> Egress | Unresolved:
+    def resolve(
+        self, destination: IpAddress, interface: IfIndex, *, source: IpAddress | None = None, mark: int = 0
+    ) -> Egress | Unresolved:
         """Route, neighbour and source address in one. Asks nobody: NEIGHBOR is what this snapshot does not know."""
-        route = self.route(destination, interface)
+        route = self.route(destination, interface, source=source, mark=mark)
         if isinstance(route, Unresolved):
             return route
         mac = self.neighbor(route.interface, route.next_hop)
@@ -264,30 +294,40 @@ class RouteSnapshot:
         """The interface and its VLAN devices: all that a frame handed to it can stand for."""
         return frozenset((interface, *(link.index for link in self.links.values() if link.parent == interface)))
 
-    def _find(self, destination: IpAddress, through: frozenset[IfIndex]) -> Route | Unresolved:
-        """The best match. Among next hops of one rank one of `through` is preferred."""
-        for table in self._tables[destination.version]:
-            best: Route | None = None
-            rank: object = None
-            for number, record in table.matching(destination):
-                if best is not None and (record.network, record.metric) != rank:
-                    break
-                if record.kind is RouteKind.THROW:
-                    break
-                if record.kind in _REFUSED:
-                    return best or _REFUSED[record.kind]
-                hop = self._choose(record.hops, through)
-                if hop is None:
-                    continue  # as the kernel does: the next route, if need be with a shorter prefix
-                if best is None or hop.interface in through:
-                    best = self._route(number, record, hop, destination)
-                # IPv6 has equals, such as fe80::/64 of each device; of IPv4's the kernel uses the first.
-                if hop.interface in through or destination.version == 4:
-                    return best
-                rank = (record.network, record.metric)
-            if best is not None:
-                return best
+    def _find(self, destination: IpAddress, through: frozenset[IfIndex], asked: Asked) -> Route | Unresolved:
+        """The best match in the first table that has one. Among next hops of one rank one of `through` is preferred."""
+        for step in self._rules[destination.version].steps(destination, asked):
+            if isinstance(step, Unresolved):
+                return step
+            table = self._tables.get((destination.version, step.table))
+            found = None if table is None else self._search(table, destination, through)
+            if isinstance(found, Unresolved):
+                return found
+            if found is not None and self.routes[found.id].network.prefixlen >= step.least:
+                return found
         return Unresolved.NO_ROUTE
+
+    def _search(self, table: _Table, destination: IpAddress, through: frozenset[IfIndex]) -> Route | Unresolved | None:
+        """None: look into the next table."""
+        best: Route | None = None
+        rank: object = None
+        for number, record in table.matching(destination):
+            if best is not None and (record.network, record.metric) != rank:
+                break
+            if record.kind is RouteKind.THROW:
+                break
+            if record.kind in _REFUSED:
+                return best or _REFUSED[record.kind]
+            hop = self._choose(record.hops, through)
+            if hop is None:
+                continue  # as the kernel does: the next route, if need be with a shorter prefix
+            if best is None or hop.interface in through:
+                best = self._route(number, record, hop, destination)
+            # IPv6 has equals, such as fe80::/64 of each device; of IPv4's the kernel uses the first.
+            if hop.interface in through or destination.version == 4:
+                return best
+            rank = (record.network, record.metric)
+        return best
 
     def _choose(self, hops: Iterable[NextHop], through: frozenset[IfIndex]) -> NextHop | None:
         """Of those alive: with carrier before without, through the wanted interface before others, then the heaviest,

@@ -378,7 +378,7 @@ cdef class SimulatedDevice:
         """The MTU, which nobody else changes."""
         return self.mtu
 
-    def make_router(self):
+    def make_router(self, source=None):
         """A router over the addresses on the wire."""
         return SimulatedRouter(self)
 

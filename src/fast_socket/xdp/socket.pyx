@@ -104,7 +104,7 @@ cdef class XdpSocket:
         """The caller's, or the device's own kind, which is then closed with the socket."""
         if self.options.router is not None:
             return self.options.router
-        router = self.device.make_router()
+        router = self.device.make_router(self.options.source)
         self.owns_router = hasattr(router, "close")
         return router
 

@@ -12,6 +12,7 @@ from fast_socket.core.ids import IfIndex
 from fast_socket.core.routes import IpAddress
 
 TABLE_DEFAULT, TABLE_MAIN, TABLE_LOCAL = 253, 254, 255  # enum rt_class_t, <linux/rtnetlink.h>
+TABLE_LOCAL_AND_MAIN = -1  # one trie of both: no number of the kernel's
 SCOPE_UNIVERSE, SCOPE_LINK = 0, 253  # enum rt_scope_t, <linux/rtnetlink.h>
 
 # <linux/neighbour.h>; together the kernel's NUD_VALID (include/net/neighbour.h)
@@ -32,6 +33,17 @@ class RouteKind(IntEnum):
     PROHIBIT = 8
     THROW = 9
     """Stop looking in this table, go on with the next."""
+
+
+class RuleAction(IntEnum):
+    """FR_ACT_* in <linux/fib_rules.h>."""
+
+    TO_TABLE = 1
+    GOTO = 2
+    NOP = 3
+    BLACKHOLE = 6
+    UNREACHABLE = 7
+    PROHIBIT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +73,33 @@ class RouteRecord:
     mtu: int | None = None
     table: int = TABLE_MAIN
     scope: int = SCOPE_UNIVERSE
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRecord:
+    """One policy rule. It matches what fits all that it names."""
+
+    version: int
+    """4 or 6."""
+    priority: int
+    table: int = 0
+    action: RuleAction = RuleAction.TO_TABLE
+    source: IPv4Network | IPv6Network | None = None
+    destination: IPv4Network | IPv6Network | None = None
+    iif: str = ""
+    """Only "lo" ever matches: packets of this host."""
+    oif: str = ""
+    mark: int = 0
+    mask: int = 0
+    """The bits of the mark that are looked at."""
+    uids: tuple[int, int] = (0, 0xFFFFFFFF)
+    """From and to, both included."""
+    goto: int = 0
+    """The priority that it goes on with."""
+    suppress: int = -1
+    """Routes found with prefixes no longer than this do not count."""
+    invert: bool = False
+    """It matches what does not fit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ _NUD_NONE = 0x00  # <linux/neighbour.h>
 
 _FIB_RULE_INVERT = 0x02  # <linux/fib_rules.h>
 _NO_MASK = 0xFFFFFFFF
-# What a rule may ask for that is not known when a destination is resolved: by name, or where pyroute2 has none by number.
+# What a rule may ask for that is not known when a destination is resolved: by name, or by number where it has none.
 _NOT_KNOWN = {"FRA_TUN_ID", "FRA_L3MDEV", "FRA_IP_PROTO", "FRA_SPORT_RANGE", "FRA_DPORT_RANGE", "FRA_DSCP",
               "FRA_FLOWLABEL"}  # fmt: skip
 _FRA_DSCP, _FRA_DSCP_MASK = 25, 30  # the first and the last of those since Linux 6.13

@@ -5,8 +5,8 @@ gateways of the other family; blackhole, unreachable, prohibit and throw; each r
 devices over the wanted interface; multicast and broadcast; the choice of a source address.
 
 Not honoured: rules that ask for ports, a protocol, DSCP or a VRF; routes for one type of service or source; flow
-hashing (the heaviest next hop is taken), learned path MTUs, encapsulations (they are another interface), 802.1ad, VLAN egress
-priority maps, router preference (RFC 4191).
+hashing (the heaviest next hop is taken); learned path MTUs; encapsulations (they are another interface); 802.1ad; VLAN
+egress priority maps; router preference (RFC 4191).
 
 A resolved destination is kept by whoever asked, so that look-ups are off the packet path; `route_ids` looks a column of
 addresses up in native code. Reading needs pyroute2 and no privilege; a snapshot may also be made of records.

@@ -1,8 +1,8 @@
 """Policy rules (`ip rule`): which tables a packet of this host is looked up in, and in which order.
 
 As fib_rules_lookup() in net/core/fib_rules.c walks them: by priority; a rule that does not match is passed over, and so
-is a table without a route for the destination. A snapshot is asked for a destination, a source address where one is known, and
-a firewall mark; rules that ask for more (ports, protocol, DSCP, a VRF) are left out when rules are read.
+is a table without a route for the destination. A snapshot is asked for a destination, a source address where one is
+known, and a firewall mark; rules that ask for more (ports, protocol, DSCP, a VRF) are left out when rules are read.
 """
 
 import os

@@ -150,6 +150,20 @@ def test_a_device_that_goes(place: Place) -> None:
             it.refresh()
 
 
+def test_a_namespace_that_goes() -> None:
+    """Its name is gone, and the devices; the monitor keeps what is left of it, and says so of the device."""
+    with Lab() as lab:
+        place = Place(lab)
+        place.via(0)
+        it = place.monitor()
+        assert mac_of(it) == FIRST
+    with it:
+        eventually(lambda: it.interface not in it.snapshot.links)
+        with pytest.raises(DeviceError, match="not there"):
+            it.resolve(DESTINATION)
+        assert it.readings >= 1
+
+
 def test_close_ends_the_thread_and_answers_stay(place: Place) -> None:
     place.via(0)
     before = threading.active_count()

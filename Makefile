@@ -8,7 +8,7 @@ ARGS ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench wheel docs test-asan gates api ebpf clean
+.PHONY: help setup demo test lint bench wheel docs test-asan test-free-threaded gates api ebpf clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,9 @@ docs: ## build the design book into build/site/
 test-asan: ## run the conformance tests on a debug build with AddressSanitizer
 	@scripts/setup.sh test-asan
 	@scripts/asan.sh $(ARGS)
+
+test-free-threaded: ## run the tests with the GIL off, where a free-threaded Python is found
+	@scripts/free_threaded.sh $(ARGS)
 
 api: ## write the list of public names again, after a wanted change
 	@scripts/setup.sh api

@@ -220,7 +220,7 @@ def run_workers(
             return workers.run(
                 plans,
                 target,
-                kind="process" if len(plans) > 1 else "thread",
+                kind=None if len(plans) > 1 else "thread",
                 counters=counters,
                 duration=None if math.isinf(run.duration) else run.duration,
                 on_ready=begin,

@@ -23,6 +23,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -170,7 +171,7 @@ def run(
     plans: Sequence[P],
     target: Callable[[P, Worker], R],
     *,
-    kind: Literal["process", "thread"] = "process",
+    kind: Literal["process", "thread"] | None = None,
     counters: Sequence[str] = ("received", "sent"),
     duration: float | None = None,
     on_failure: Literal["stop", "go on"] = "stop",
@@ -180,7 +181,8 @@ def run(
     ready_timeout: float = 10.0,
     stop_timeout: float = 5.0,
 ) -> Run[R]:
-    """Call `target(plan, worker)` for every plan at once; returns when all have ended.
+    """Call `target(plan, worker)` for every plan at once; returns when all have ended. `kind` is "process" by default,
+    and "thread" where the GIL is off.
 
     `on_ready` is called once, when all are ready and none has started, `on_progress` every `interval` seconds.
 
@@ -192,6 +194,7 @@ def run(
     Raises `WorkerError` with the worker's name, from what it raised: with the first failure, or when all have failed;
     also for one that is not ready in time, ends without a word, or never stops. Raises `ConfigError`.
     """
+    kind = kind or ("process" if gil_enabled() else "thread")
     check(plans, target, kind, counters, duration, on_failure, interval, ready_timeout, stop_timeout)
     started = _Started.of(kind, plans, target, list(counters))
     with _signals() as heard:
@@ -227,6 +230,10 @@ def check(
     for seconds in times:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= 1e9:
             raise ConfigError(f"{seconds!r} as a time: give seconds above 0")
+
+
+def gil_enabled() -> bool:
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
 def name_of(index: int) -> str:

@@ -128,7 +128,9 @@ def echo(address: tuple[str, int], worker: Worker) -> int:
 
 def main() -> None:
     """A program with two workers, for tests that send it signals."""
-    done = workers.run([Plan(1), Plan(2)], writes_its_pid, on_progress=lambda _: print("on", flush=True), interval=0.05)
+    done = workers.run(
+        [Plan(1), Plan(2)], writes_its_pid, kind="process", on_progress=lambda _: print("on", flush=True), interval=0.05
+    )
     print(done.stopped_by, len(done.workers), done.total["sent"] > 0, flush=True)
 
 

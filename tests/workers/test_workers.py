@@ -161,13 +161,13 @@ def test_one_that_forgets_to_say_so(kind):
 
 def test_a_value_that_cannot_travel():
     with pytest.raises(WorkerError, match="worker 0 failed: ConfigError: the target returned"):
-        workers.run(plans(1), targets.returns_what_cannot_travel)
+        workers.run(plans(1), targets.returns_what_cannot_travel, kind="process")
 
 
 def test_a_killed_process_is_noticed_and_the_others_stop_or_go_on():
     with pytest.raises(WorkerError, match="worker 1 ended without a word, by signal SIGKILL"):
-        workers.run(plans(3), targets.dies)
-    done = workers.run(plans(3), targets.dies, on_failure="go on", duration=0.5)
+        workers.run(plans(3), targets.dies, kind="process")
+    done = workers.run(plans(3), targets.dies, kind="process", on_failure="go on", duration=0.5)
     assert [worker.error is None for worker in done.workers] == [True, False, True]
     assert done.workers[2].counters["sent"] > 0
 
@@ -175,7 +175,7 @@ def test_a_killed_process_is_noticed_and_the_others_stop_or_go_on():
 def test_a_process_that_does_not_stop_is_killed():
     start = time.monotonic()
     with pytest.raises(WorkerError, match="worker 1 did not stop"):
-        workers.run(plans(2), targets.does_not_stop, duration=0.2, stop_timeout=0.3)
+        workers.run(plans(2), targets.does_not_stop, kind="process", duration=0.2, stop_timeout=0.3)
     assert time.monotonic() - start < SECONDS
 
 
@@ -189,7 +189,7 @@ def test_a_target_whose_module_raises(tmp_path, monkeypatch):
 
     monkeypatch.setenv("BAD_MODULE", "1")
     with pytest.raises(WorkerError, match="worker 0 failed: ImportError: not on this machine"):
-        workers.run(plans(1), bad_module.target)
+        workers.run(plans(1), bad_module.target, kind="process")
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_target_whose_module_raises(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_run(change, message):
     with pytest.raises(fs.ConfigError, match=message):
-        workers.run(**({"plans": plans(1), "target": targets.count} | change))
+        workers.run(**({"plans": plans(1), "target": targets.count, "kind": "process"} | change))
 
 
 @kinds

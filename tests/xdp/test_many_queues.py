@@ -34,8 +34,8 @@ if __name__ == "__main__":
     cpus = fs.available_cpus()
     factory.assign((cpus[0], queues[::2]), (cpus[-1], queues[1::2]))
     with factory.build():
-        done = workers.run(factory.plans, targets.collect, counters=["received", "pid"], duration=50, on_progress=look,
-                           interval=0.002, on_failure="ON_FAILURE")
+        done = workers.run(factory.plans, targets.collect, kind="process", counters=["received", "pid"], duration=50,
+                           on_progress=look, interval=0.002, on_failure="ON_FAILURE")
     assert not attached()
     values = [worker.value for worker in done.workers if worker.value]
     print(json.dumps({

@@ -32,6 +32,7 @@ from fast_socket.core.addresses cimport (
 from fast_socket.core.frames cimport FramePool, Geometry, NO_FRAME, Slots, chunk_end, packet_start, put_frame
 from fast_socket.core.memory cimport Region, column as make_column
 from fast_socket.core.packet cimport Packet, PacketBuffer, packet_in_batch
+from fast_socket.core.section cimport NO_GIL, hold
 
 from fast_socket.core.errors import BufferTakenError, ConfigError, Error
 from fast_socket.core.metadata import Metadata
@@ -129,6 +130,7 @@ cdef class Batch:
         slots.packets = <void *> self.packets
 
     def __dealloc__(self):
+        hold(<void *> self.pool)
         cdef uint32_t slot
         cdef PacketBuffer packet
         if self.packets is None:
@@ -156,9 +158,11 @@ cdef class Batch:
         return 0
 
     def __len__(self):
+        hold(<void *> self.pool)
         return self.tail - self.head
 
     def __getitem__(self, index):
+        hold(<void *> self.pool)
         cdef Py_ssize_t at = PyNumber_AsSsize_t(index, IndexError), count = self.tail - self.head
         if at < 0:
             at += count
@@ -167,6 +171,7 @@ cdef class Batch:
         return self.packet_at(self.head + <uint32_t> at)
 
     def __iter__(self):
+        hold(<void *> self.pool)
         return BatchIterator(self)
 
     cdef object packet_at(self, uint32_t slot):
@@ -178,7 +183,8 @@ cdef class Batch:
         if packet is not None:
             if packet.epoch == self.slots.epoch and packet.frame == self.slots.frames[slot]:
                 return packet
-            if Py_REFCNT(packet) > 2:       # the list and this function: somebody still has the stale handle
+            # The list and this function: somebody still has the stale handle. Without the GIL counts say less.
+            if NO_GIL or Py_REFCNT(packet) > 2:
                 packet.forget()
                 packet = None
         packet = packet_in_batch(self.pool, &self.slots, slot, packet)
@@ -207,6 +213,7 @@ cdef class Batch:
         """uint8[bytes]: the pool's whole region, for numba and numpy; packet i is
         ``memory[offsets[i]:offsets[i] + lengths[i]]``. Raw: what is read here after the next receive is somebody
         else's packet."""
+        hold(<void *> self.pool)
         whole = self.columns.get("memory")
         if whole is None:
             import numpy
@@ -216,11 +223,13 @@ cdef class Batch:
     @property
     def offsets(self):
         """uint64[n], read-only: where each packet starts, in bytes from the pool's start."""
+        hold(<void *> self.pool)
         return self.column("offsets", self.slots.offsets, b"Q", 8, 8, 1, True)
 
     @property
     def frames(self):
         """uint32[n], read-only: frame ids; 2**32 - 1 where the packet was taken."""
+        hold(<void *> self.pool)
         return self.column("frames", self.slots.frames, b"I", 4, 4, 1, True)
 
     def gather(self, offset, dtype):
@@ -228,6 +237,7 @@ cdef class Batch:
 
         Zero where the packet is shorter or was taken. Raises `ConfigError` for a negative offset.
         """
+        hold(<void *> self.pool)
         dtype = check_field_dtype(dtype)
         offset = check_field_offset(offset)
         self.require_idle()
@@ -305,6 +315,7 @@ cdef class BatchIterator:
         return self
 
     def __next__(self):
+        hold(<void *> self.batch.pool)
         while self.slot < self.batch.tail:
             self.slot += 1
             if self.batch.slots.frames[self.slot - 1] != NO_FRAME:
@@ -365,51 +376,60 @@ cdef class RecvBatch(Batch):
     @property
     def datagram_count(self):
         """Datagrams that the last receive delivered: more than slots where GRO coalesced them."""
+        hold(<void *> self.pool)
         return self.datagram_total
 
     @property
     def lengths(self):
         """uint32[n], read-only: bytes of each packet."""
+        hold(<void *> self.pool)
         return self.column("lengths", self.slots.lengths, b"I", 4, 4, 1, True)
 
     @property
     def source_addresses(self):
         """uint8[n, 4] for an IPv4 socket, uint8[n, 16] for an IPv6 or dual-stack one (IPv4 peers are IPv4-mapped);
         network byte order, read-only."""
+        hold(<void *> self.pool)
         return self.column("source_addresses", self.slots.addresses + (HOST_V6_OFFSET if self.slots.v6 else
                            HOST_V4_OFFSET), b"B", 1, self.slots.address_stride, self.slots.host_size, True)
 
     @property
     def source_ports(self):
         """uint16[n], big-endian dtype (compares as usual), read-only."""
+        hold(<void *> self.pool)
         return self.column("source_ports", self.slots.addresses + PORT_OFFSET, b">H", 2, self.slots.address_stride, 1,
                            True)
 
     @property
     def local_addresses(self):
         """Where each datagram was sent to; shape and form as `source_addresses`. Needs Metadata.LOCAL."""
+        hold(<void *> self.pool)
         return self.optional_column("local_addresses", self.slots.local_hosts, b"B", 1, self.slots.host_size,
                                     self.slots.host_size, True, "Metadata.LOCAL")
 
     @property
     def interfaces(self):
         """uint32[n], read-only: the index of the interface it came in through. Needs Metadata.LOCAL."""
+        hold(<void *> self.pool)
         return self.optional_column("interfaces", self.slots.interfaces, b"I", 4, 4, 1, True, "Metadata.LOCAL")
 
     @property
     def ecn(self):
         """uint8[n], read-only: the two ECN bits. Needs Metadata.ECN."""
+        hold(<void *> self.pool)
         return self.optional_column("ecn", self.slots.ecn, b"B", 1, 1, 1, True, "Metadata.ECN")
 
     @property
     def ttl(self):
         """uint8[n], read-only: TTL or hop limit on arrival. Needs Metadata.TTL."""
+        hold(<void *> self.pool)
         return self.optional_column("ttl", self.slots.ttl, b"B", 1, 1, 1, True, "Metadata.TTL")
 
     @property
     def timestamps(self):
         """int64[n], read-only: ns since the Unix epoch, 0 where the kernel gave none. Needs Metadata.TIMESTAMP or
         HARDWARE_TIMESTAMP."""
+        hold(<void *> self.pool)
         return self.optional_column("timestamps", self.slots.times, b"q", 8, 8, 1, True,
                                     "Metadata.TIMESTAMP or Metadata.HARDWARE_TIMESTAMP")
 
@@ -417,31 +437,37 @@ cdef class RecvBatch(Batch):
     def local_ports(self):
         """uint16[n], big-endian dtype, read-only: the port that each datagram was sent to, on a socket that has
         several."""
+        hold(<void *> self.pool)
         return self.optional_column("local_ports", self.slots.local_ports, b">H", 2, 2, 1, True, "several ports")
 
     @property
     def vlan(self):
         """uint16[n], read-only: the outer 802.1Q tag control information, 0 for untagged. Needs Metadata.VLAN."""
+        hold(<void *> self.pool)
         return self.optional_column("vlan", self.slots.vlan, b"H", 2, 2, 1, True, "Metadata.VLAN")
 
     @property
     def checksum(self):
         """uint8[n], read-only: a `ChecksumStatus`. Needs Metadata.CHECKSUM."""
+        hold(<void *> self.pool)
         return self.optional_column("checksum", self.slots.checksum, b"B", 1, 1, 1, True, "Metadata.CHECKSUM")
 
     @property
     def continued(self):
         """uint8[n], read-only: 1 where the packet goes on in the next slot. Needs multi_buffer=True."""
+        hold(<void *> self.pool)
         return self.optional_column("continued", self.slots.continued, b"B", 1, 1, 1, True, "multi_buffer=True")
 
     @property
     def gro_strides(self):
         """uint32[n], read-only: bytes of each datagram in a coalesced packet (the last may be shorter), else its
         length. Needs gro=True."""
+        hold(<void *> self.pool)
         return self.optional_column("gro_strides", self.slots.segment_sizes, b"I", 4, 4, 1, True, "gro=True")
 
     def datagrams(self):
         """The packets walked as single datagrams: a `Datagrams`. Without GRO each packet is one."""
+        hold(<void *> self.pool)
         self.require_idle()
         return Datagrams(self)
 
@@ -455,6 +481,7 @@ cdef class RecvBatch(Batch):
 
         The address is called as it is: a wrong one crashes, as it would anywhere else.
         """
+        hold(<void *> self.pool)
         cdef uintptr_t address = check_pointer(getattr(handler, "address", handler), "handler")
         cdef void *context = <void *> <uintptr_t> check_pointer(user, "user")
         cdef Slots *slots = &self.slots
@@ -559,9 +586,11 @@ cdef class Datagrams:
         return at
 
     def __len__(self):
+        hold(<void *> self.batch.pool)
         return self.count
 
     def __getitem__(self, index):
+        hold(<void *> self.batch.pool)
         cdef size_t at = self.checked(index)
         cdef uint32_t slot = self.native_slots[at], length = self.native_lengths[at]
         cdef uint64_t offset = self.native_offsets[at]
@@ -572,16 +601,19 @@ cdef class Datagrams:
         return (<const char *> self.batch.pool.base + offset)[:length]
 
     def __iter__(self):
+        hold(<void *> self.batch.pool)
         return (self[i] for i in range(len(self)))
 
     def source(self, index):
         """(host, port) that datagram `index` came from."""
+        hold(<void *> self.batch.pool)
         cdef size_t at = self.checked(index)
         return read_record(self.batch.slots.addresses
                            + <size_t> self.native_slots[at] * self.batch.slots.address_stride)
 
     def gather(self, offset, dtype):
         """Column of the field at byte `offset` of every datagram, as `RecvBatch.gather`."""
+        hold(<void *> self.batch.pool)
         dtype = check_field_dtype(dtype)
         offset = check_field_offset(offset)
         self.require_current()
@@ -689,28 +721,33 @@ cdef class TxBatch(Batch):
     @property
     def room(self):
         """Slots that can still be filled, frames of the pool permitting."""
+        hold(<void *> self.pool)
         return self.capacity - self.tail
 
     @property
     def lengths(self):
         """uint32[n], writable: bytes of each packet. `send` refuses one that leaves its frame."""
+        hold(<void *> self.pool)
         return self.column("lengths", self.slots.lengths, b"I", 4, 4, 1, False)
 
     @property
     def destination_addresses(self):
         """uint8[n, 4] or uint8[n, 16], network byte order, writable. Set the ports too: a slot with port 0 has no
         destination, and goes where the socket is connected to."""
+        hold(<void *> self.pool)
         return self.column("destination_addresses", self.slots.addresses + (HOST_V6_OFFSET if self.slots.v6 else
                            HOST_V4_OFFSET), b"B", 1, self.slots.address_stride, self.slots.host_size, False)
 
     @property
     def destination_ports(self):
         """uint16[n], big-endian dtype, writable."""
+        hold(<void *> self.pool)
         return self.column("destination_ports", self.slots.addresses + PORT_OFFSET, b">H", 2,
                            self.slots.address_stride, 1, False)
 
     def set_destinations(self, to):
         """One peer for every pending slot; single ones can then be changed through the columns."""
+        hold(<void *> self.pool)
         cdef uint8_t record[STRIDE_V6]
         cdef uint32_t i
         write_destination(record, self.slots.v6, to)
@@ -722,6 +759,7 @@ cdef class TxBatch(Batch):
     def segment_sizes(self):
         """uint32[n], writable: a packet longer than this leaves as datagrams of this size (GSO, or split in native
         code where there is none); 0 sends it as one datagram."""
+        hold(<void *> self.pool)
         return self.optional_column("segment_sizes", self.slots.segment_sizes, b"I", 4, 4, 1, False,
                                     "a tx_batch that segments")
 
@@ -729,43 +767,51 @@ cdef class TxBatch(Batch):
     def source_addresses(self):
         """As `destination_addresses`: where each packet is to leave from; all zero lets the kernel choose. Needs
         Metadata.LOCAL."""
+        hold(<void *> self.pool)
         return self.optional_column("source_addresses", self.slots.local_hosts, b"B", 1, self.slots.host_size,
                                     self.slots.host_size, False, "Metadata.LOCAL")
 
     @property
     def interfaces(self):
         """uint32[n], writable: the interface to leave through, 0 for any. Needs Metadata.LOCAL."""
+        hold(<void *> self.pool)
         return self.optional_column("interfaces", self.slots.interfaces, b"I", 4, 4, 1, False, "Metadata.LOCAL")
 
     @property
     def ecn(self):
         """uint8[n], writable: the two ECN bits, 255 for the socket's own. Needs Metadata.ECN."""
+        hold(<void *> self.pool)
         return self.optional_column("ecn", self.slots.ecn, b"B", 1, 1, 1, False, "Metadata.ECN")
 
     @property
     def ttl(self):
         """uint8[n], writable: TTL or hop limit, 0 for the socket's own. Needs Metadata.TTL."""
+        hold(<void *> self.pool)
         return self.optional_column("ttl", self.slots.ttl, b"B", 1, 1, 1, False, "Metadata.TTL")
 
     @property
     def source_ports(self):
         """uint16[n], big-endian dtype, writable: the port to leave from, 0 for the socket's own; on a socket that has
         several."""
+        hold(<void *> self.pool)
         return self.optional_column("source_ports", self.slots.local_ports, b">H", 2, 2, 1, False, "several ports")
 
     @property
     def continued(self):
         """uint8[n], writable: 1 where the packet goes on in the next slot. Needs multi_buffer=True."""
+        hold(<void *> self.pool)
         return self.optional_column("continued", self.slots.continued, b"B", 1, 1, 1, False, "multi_buffer=True")
 
     @property
     def departure_times(self):
         """int64[n], writable: ns on the socket's pacing clock, 0 for now. Needs Metadata.TXTIME."""
+        hold(<void *> self.pool)
         return self.optional_column("departure_times", self.slots.times, b"q", 8, 8, 1, False, "Metadata.TXTIME")
 
     def allocate(self, count=None):
         """Take `count` empty frames from the pool into further slots, all that fit by default; returns how many there
         were. Raises `ConfigError` for a negative count."""
+        hold(<void *> self.pool)
         cdef uint32_t wanted = check_count(count, "allocate")
         self.require_idle()
         return self.take_frames(wanted)
@@ -773,6 +819,7 @@ cdef class TxBatch(Batch):
     def fill(self, payload):
         """Write the payload of every pending slot: one bytes-like for all, or a C-contiguous 2-D array with a row for
         each. Sets the lengths. Raises `ConfigError` where a row is missing or a frame too small."""
+        hold(<void *> self.pool)
         cdef Py_buffer source
         cdef Slots *slots = &self.slots
         cdef uint32_t i, count
@@ -811,6 +858,7 @@ cdef class TxBatch(Batch):
 
         Raises `ConfigError` where a value is missing or a packet too short.
         """
+        hold(<void *> self.pool)
         cdef Py_buffer source
         cdef Slots *slots = &self.slots
         cdef uint32_t i, count
@@ -849,6 +897,7 @@ cdef class TxBatch(Batch):
         Raises `Error` (ENOBUFS) when the batch or the pool is full, `ConfigError` for a bad address or size,
         `BufferError` while the packet is viewed. On an error nothing has changed.
         """
+        hold(<void *> self.pool)
         cdef uint8_t record[STRIDE_V6]
         cdef uint32_t slot
         cdef PacketBuffer packet
@@ -909,6 +958,7 @@ cdef class TxBatch(Batch):
         which pieces were taken. Raises `ConfigError` where the batches are of different pools or families,
         `BufferError` while packets are viewed.
         """
+        hold(<void *> self.pool)
         cdef Slots *src = &source.slots
         cdef Slots *dst = &self.slots
         cdef uint32_t i, to, first
@@ -959,6 +1009,7 @@ cdef class TxBatch(Batch):
     def discard(self, count=None):
         """Return the frames of the first `count` pending slots, all by default, to the pool without sending; returns
         how many there were."""
+        hold(<void *> self.pool)
         cdef uint32_t wanted = check_count(count, "discard")
         self.claim()
         wanted = min(wanted, self.tail - self.head)

@@ -18,6 +18,7 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from fast_socket.core.memory cimport Region
+from fast_socket.core.section cimport hold
 
 from fast_socket.core.errors import ConfigError
 from fast_socket.core.layout import BufferLayout
@@ -70,24 +71,29 @@ cdef class FramePool:
     @property
     def rx_available(self):
         """Receive frames on the free stack."""
+        hold(<void *> self)
         return self.rx_free
 
     @property
     def tx_available(self):
         """Transmit frames on the free stack."""
+        hold(<void *> self)
         return self.tx_free
 
     @property
     def rx_with_device(self):
         """Receive frames that a device has: in AF_XDP's rings. 0 for backends that copy."""
+        hold(<void *> self)
         return 0 if self.registration is None else self.registration.with_device(0, self.rx_frames)
 
     @property
     def tx_with_device(self):
         """Transmit frames that a device has: sent, and not yet given back."""
+        hold(<void *> self)
         return (0 if self.registration is None
                 else self.registration.with_device(self.rx_frames, self.rx_frames + self.tx_frames))
 
     def __repr__(self):
+        hold(<void *> self)
         return (f"<FramePool rx {self.rx_free}/{self.rx_frames} x {self.geometry.rx_chunk} B, "
                 f"tx {self.tx_free}/{self.tx_frames} x {self.geometry.tx_chunk} B>")

@@ -18,6 +18,7 @@ from libc.string cimport memcpy, memmove, memset
 
 from fast_socket.core.addresses cimport STRIDE_V4, STRIDE_V6, ntohs, read_host, read_record, write_record
 from fast_socket.core.frames cimport FramePool, NO_FRAME, Slots, chunk_end, lowest_start, put_frame
+from fast_socket.core.section cimport hold
 
 from fast_socket.core.errors import BufferTakenError, ConfigError, Error
 from fast_socket.core.metadata import ChecksumStatus, Ecn, UdpRecvMeta
@@ -73,6 +74,7 @@ cdef class Packet:
         raise TypeError("packets come from batches: batch[i], or iterate over the batch")
 
     def __dealloc__(self):
+        hold(<void *> self.pool)
         if self.slots == NULL and self.frame != NO_FRAME:
             put_frame(self.pool, self.frame)
 
@@ -138,6 +140,7 @@ cdef class Packet:
         self.slots = NULL
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
+        hold(<void *> self.pool)
         self.locate()
         PyBuffer_FillInfo(buffer, self, self.pool.base + self.offset, self.length, self.frozen, flags)
         self.exports += 1
@@ -145,19 +148,23 @@ cdef class Packet:
             self.slots.exports += 1
 
     def __releasebuffer__(self, Py_buffer *buffer):
+        hold(<void *> self.pool)
         self.exports -= 1
         if self.slots != NULL:
             self.slots.exports -= 1
 
     def __len__(self):
+        hold(<void *> self.pool)
         self.locate()
         return self.length
 
     def __bytes__(self):
+        hold(<void *> self.pool)
         self.locate()
         return (<char *> self.pool.base + self.offset)[:self.length]
 
     def __repr__(self):
+        hold(<void *> self.pool)
         try:
             return f"<{type(self).__name__} frame {self.frame}, {len(self)} bytes>"
         except Error:
@@ -172,40 +179,48 @@ cdef class Packet:
 
     def read(self, start, size):
         """`size` bytes from offset `start`. Raises `IndexError` where the packet is shorter."""
+        hold(<void *> self.pool)
         cdef Py_ssize_t wanted = PyNumber_AsSsize_t(size, IndexError)
         return (<const char *> self.bounded(start, wanted))[:wanted]
 
     def u8(self, start):
         """The byte at offset `start`. Raises `IndexError`, as the readers of wider fields do."""
+        hold(<void *> self.pool)
         return self.bounded(start, 1)[0]
 
     def u16(self, start):
         """The 16-bit field at offset `start`, network byte order."""
+        hold(<void *> self.pool)
         cdef const uint8_t *at = self.bounded(start, 2)
         return at[0] << 8 | at[1]
 
     def u32(self, start):
         """The 32-bit field at offset `start`, network byte order."""
+        hold(<void *> self.pool)
         return int.from_bytes((<const char *> self.bounded(start, 4))[:4], "big")
 
     def u64(self, start):
         """The 64-bit field at offset `start`, network byte order."""
+        hold(<void *> self.pool)
         return int.from_bytes((<const char *> self.bounded(start, 8))[:8], "big")
 
     @property
     def frame(self):
         """The frame's id in its pool."""
+        hold(<void *> self.pool)
         self.__len__()
         return self.frame
 
     @property
     def address(self):
         """The peer as (host, port): where it came from, or where it is to go; ("", 0) where none is set."""
+        hold(<void *> self.pool)
         self.locate()
         return read_record(self.record())
 
     @address.setter
     def address(self, value):
+        hold(<void *> self.pool)
         cdef uint8_t record[STRIDE_V6]
         if self.frozen:
             raise TypeError("a frozen packet cannot be changed")
@@ -216,6 +231,7 @@ cdef class Packet:
 
     def meta(self):
         """This packet's metadata, as far as its socket delivers it: a `UdpRecvMeta`."""
+        hold(<void *> self.pool)
         cdef PacketMeta meta
         cdef unsigned int present = self.present
         self.locate()
@@ -271,21 +287,25 @@ cdef class PacketBuffer(Packet):
     @property
     def headroom(self):
         """Bytes that can be prepended."""
+        hold(<void *> self.pool)
         self.locate()
         return self.offset - lowest_start(&self.pool.geometry, self.frame)
 
     @property
     def tailroom(self):
         """Bytes that can be appended."""
+        hold(<void *> self.pool)
         self.locate()
         return chunk_end(&self.pool.geometry, self.frame) - self.offset - self.length
 
     def prepend(self, data):
         """Put bytes in front. Raises `ConfigError` where the headroom is too small, `BufferError` while viewed."""
+        hold(<void *> self.pool)
         self._grow(data, True)
 
     def append(self, data):
         """Put bytes behind. Raises `ConfigError` where the tailroom is too small, `BufferError` while viewed."""
+        hold(<void *> self.pool)
         self._grow(data, False)
 
     cdef int _grow(self, object data, bint front) except -1:
@@ -309,6 +329,7 @@ cdef class PacketBuffer(Packet):
 
     def write(self, start, data):
         """Overwrite bytes in place from offset `start`. Raises `IndexError` where the packet is shorter."""
+        hold(<void *> self.pool)
         cdef Py_buffer source
         PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
         try:
@@ -319,10 +340,12 @@ cdef class PacketBuffer(Packet):
     def trim_prefix(self, size):
         """Cut `size` bytes off the front. Raises `IndexError` where the packet is shorter, `BufferError` while
         viewed."""
+        hold(<void *> self.pool)
         self._trim(size, True)
 
     def trim_suffix(self, size):
         """Cut `size` bytes off the end. Raises as `trim_prefix`."""
+        hold(<void *> self.pool)
         self._trim(size, False)
 
     cdef int _trim(self, object size, bint front) except -1:
@@ -339,11 +362,13 @@ cdef class PacketBuffer(Packet):
     def take(self):
         """Own the packet: it leaves its batch and lives as long as this object. Returns the object itself. Raises
         `ConfigError` for one in a transmit batch, which would be left with a gap."""
+        hold(<void *> self.pool)
         self.detach()
         return self
 
     def release(self):
         """Return the frame to its pool now. Raises `BufferError` while viewed; the handle is gone afterwards."""
+        hold(<void *> self.pool)
         cdef uint32_t frame
         self.locate_unexported()
         self.detach()
@@ -353,6 +378,7 @@ cdef class PacketBuffer(Packet):
     def freeze(self):
         """Give the packet up for an immutable one, without a copy. Raises `BufferError` while viewed, because a
         writable view would still change it."""
+        hold(<void *> self.pool)
         cdef FrozenPacket frozen
         frozen = FrozenPacket.__new__(FrozenPacket)
         self.locate_unexported()

@@ -12,6 +12,7 @@ cdef class Descriptor:
 
     cdef int enter(self) except -1
     cdef void leave(self) noexcept
+    cdef int make_wake(self) except -1
     cdef void shut(self) noexcept
     cdef bint look(self, short events) noexcept nogil
 

@@ -12,6 +12,8 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EBADF, EINTR, errno
 from libc.stdint cimport int64_t, uint64_t
 
+from fast_socket.core.section cimport hold
+
 from fast_socket.core.errors import ConfigError, Error
 
 
@@ -93,12 +95,14 @@ cdef class Descriptor:
             close(self.wake)
 
     cdef int enter(self) except -1:
+        hold(<void *> self)
         if self.closed:
             raise Error(f"this {self.what} is closed", EBADF)
         self.users += 1
         return 0
 
     cdef void leave(self) noexcept:
+        hold(<void *> self)
         self.users -= 1
         if self.closed and self.users == 0 and self.fd >= 0:
             self.shut()
@@ -108,6 +112,15 @@ cdef class Descriptor:
             if self.wake >= 0:
                 close(self.wake)
                 self.wake = -1
+
+    cdef int make_wake(self) except -1:
+        """The eventfd that ends a wait, with the first that sleeps."""
+        hold(<void *> self)
+        if self.wake < 0:
+            self.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+            if self.wake < 0:
+                raise Error("cannot make the eventfd that ends a wait when the socket is closed", errno)
+        return 0
 
     cdef void shut(self) noexcept:
         """What a backend gives back when the descriptor is closed; nobody is inside any more. It may close the
@@ -127,6 +140,7 @@ cdef class Descriptor:
 
     def close(self):
         """Close, now or as soon as the last running call returns. Again is nothing."""
+        hold(<void *> self)
         cdef uint64_t one = 1
         if self.closed:
             return
@@ -164,10 +178,8 @@ cdef class Driver:
             deadline = now_ns() + <int64_t> (<double> timeout * 1e9)
         descriptor.enter()
         try:
-            if descriptor.wake < 0 and not spin and timeout != 0:
-                descriptor.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-                if descriptor.wake < 0:
-                    raise Error("cannot make the eventfd that ends a wait when the socket is closed", errno)
+            if not spin and timeout != 0:
+                descriptor.make_wake()
             fds[0].fd, fds[0].events = descriptor.fd, events
             fds[1].fd, fds[1].events = descriptor.wake, POLLIN
             fds[0].revents = fds[1].revents = 0

@@ -27,6 +27,7 @@ from libc.string cimport memset
 
 from fast_socket.core.addresses cimport HOST_V6_OFFSET, RECORD_V4, RECORD_V6, read_record, write_host, write_record
 from fast_socket.core.frames cimport Slots
+from fast_socket.core.section cimport hold
 from fast_socket.core.polling cimport Descriptor
 from fast_socket.os.batch cimport MAX_MESSAGES, OsRecvBatch, OsTxBatch, Planned
 from fast_socket.os.linux cimport (
@@ -344,6 +345,7 @@ cdef class OsUdpSocket:
         ICMP error is to be raised; `BufferError` while packets of the batch are viewed; `ConfigError` for a batch of
         another pool, family or choice of metadata; `DeviceError` for what the kernel says of the device.
         """
+        hold(<void *> self.pool)
         cdef Counters counters
         cdef uint32_t usable
         cdef int count, error = 0
@@ -466,11 +468,13 @@ cdef class OsUdpSocket:
         with `accepted`, and is then the first pending one. Raises `Error` when closed, `BufferError` while packets
         are viewed, `ConfigError` for a batch of another socket.
         """
+        hold(<void *> self.pool)
         return self.finish_send(batch, self.start_send(batch, NULL), None)
 
     def send_to(self, OsUdpEndpoint endpoint not None, OsTxBatch batch not None):
         """As `send`, every packet to one prepared endpoint: its address, metadata and segment size hold, those in the
         batch do not count."""
+        hold(<void *> self.pool)
         if endpoint.v6 != self.v6:
             raise ConfigError("this endpoint was prepared by a socket of the other family")
         return self.finish_send(batch, self.start_send(batch, &endpoint.prepared), endpoint)

@@ -12,6 +12,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from fast_socket.core.batch cimport RecvBatch, TxBatch
+from fast_socket.core.section cimport hold
 from fast_socket.xdp.batch cimport XdpIpRecvBatch
 from fast_socket.xdp.queue cimport Queue
 from fast_socket.xdp.ring cimport load_acquire
@@ -113,6 +114,7 @@ cdef class XdpAggregate:
         return 0
 
     def __repr__(self):
+        hold(<void *> self.pool)
         return f"<{type(self).__name__} {'closed' if self.closed else self.device} of {len(self.members)}>"
 
     def __enter__(self):
@@ -123,6 +125,7 @@ cdef class XdpAggregate:
 
     def close(self):
         """Close all members, detach what was attached for them. Again is nothing."""
+        hold(<void *> self.pool)
         self.closed = True
         program, self.program = self.program, None
         router, self.router = self.router, None
@@ -152,6 +155,7 @@ cdef class XdpAggregate:
     def recv(self, RecvBatch batch not None):
         """Replace the batch's contents with what has arrived at any member; returns the number of packets, 0 when there
         is nothing. Raises as a member's `recv`; what a member that failed has to say comes when a sweep is empty."""
+        hold(<void *> self.pool)
         cdef XdpSocket member
         cdef Queue queue
         cdef uint32_t count = self.count, out = 0, end, i
@@ -203,6 +207,7 @@ cdef class XdpAggregate:
         destination stay in order; with "round_robin" each call has another member's turn, and others help where its
         rings are full.
         """
+        hold(<void *> self.pool)
         return self.send_ways(batch, None, 0)
 
     cdef uint32_t member_for(self, TxBatch batch, uint32_t slot) noexcept nogil:
@@ -293,11 +298,13 @@ cdef class XdpAggregate:
 
     def drain_tx_completions(self):
         """Bring frames home that the devices have sent; returns how many."""
+        hold(<void *> self.pool)
         self.require_open()
         return sum([member.drain_tx_completions() for member in self.members if not member.closed])
 
     def notify_tx(self):
         """Have the devices look at what still waits in the TX rings."""
+        hold(<void *> self.pool)
         self.require_open()
         for member in self.members:
             if not member.closed:
@@ -305,10 +312,12 @@ cdef class XdpAggregate:
 
     def stats(self):
         """The members' counters, added up: of the class that a member's `stats` returns."""
+        hold(<void *> self.pool)
         return added([member.stats() for member in self.members])
 
     def queue_stats(self):
         """The members' `RawDeviceStats`, added up."""
+        hold(<void *> self.pool)
         return added([member.queue_stats() for member in self.members])
 
 
@@ -398,6 +407,7 @@ cdef class XdpUdpAggregate(XdpAggregate):
 
     def prepare_udp_endpoint(self, spec):
         """As of a member, for `send_to` of this aggregate."""
+        hold(<void *> self.pool)
         cdef XdpAggregateEndpoint endpoint = XdpAggregateEndpoint.__new__(XdpAggregateEndpoint)
         if not isinstance(spec, UdpEndpointSpec):
             raise ConfigError(f"prepare_udp_endpoint({spec!r}): give a UdpEndpointSpec")
@@ -408,6 +418,7 @@ cdef class XdpUdpAggregate(XdpAggregate):
 
     def send_to(self, XdpAggregateEndpoint endpoint not None, TxBatch batch not None):
         """As `send`, every packet to one prepared endpoint."""
+        hold(<void *> self.pool)
         if endpoint.aggregate is not self:
             raise ConfigError("this endpoint was prepared by another aggregate: prepare one with this")
         return self.send_ways(batch, endpoint.ways, endpoint.lane)
@@ -443,6 +454,7 @@ cdef class XdpIpPacketAggregate(XdpAggregate):
     def resolve(self, destination):
         """The way to an address for `send_via` of this aggregate: an `XdpAggregateEgress`. Raises as a member's
         `resolve`."""
+        hold(<void *> self.pool)
         cdef XdpAggregateEgress egress = XdpAggregateEgress.__new__(XdpAggregateEgress)
         self.require_open()
         egress.ways = [member.resolve(destination) for member in self.members]
@@ -452,6 +464,7 @@ cdef class XdpIpPacketAggregate(XdpAggregate):
 
     def send_via(self, XdpAggregateEgress egress not None, TxBatch batch not None):
         """As `send`, every packet by one egress, whatever its destination."""
+        hold(<void *> self.pool)
         if egress.aggregate is not self:
             raise ConfigError("this egress was resolved by another aggregate: resolve one with this")
         return self.send_ways(batch, egress.ways, egress.lane)

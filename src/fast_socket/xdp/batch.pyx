@@ -9,6 +9,7 @@ from libc.string cimport memset
 
 from fast_socket.core.batch cimport RecvBatch, TxBatch
 from fast_socket.core.memory cimport Region
+from fast_socket.core.section cimport hold
 
 from fast_socket.core.errors import ConfigError
 from fast_socket.core.metadata import ChecksumStatus, IpPacketRecvMeta
@@ -45,6 +46,7 @@ cdef class XdpIpRecvBatch(RecvBatch):
 
     def meta(self, index):
         """What is known of packet `index`: an `IpPacketRecvMeta`."""
+        hold(<void *> self.pool)
         cdef Py_ssize_t at = PyNumber_AsSsize_t(index, IndexError), count = self.tail - self.head
         cdef uint32_t slot, pieces = 1
         if at < 0:
@@ -80,6 +82,7 @@ cdef class XdpIpTxBatch(TxBatch):
 
     def take_from(self, RecvBatch source not None, *, bint reply=False):
         """As `TxBatch.take_from`, to each packet's own destination: an IP packet has no sender to go back to."""
+        hold(<void *> self.pool)
         if reply:
             raise ConfigError("take_from(reply=True): IP packets go where their headers say; swap the addresses first")
         return TxBatch.take_from(self, source, reply=False)
@@ -88,6 +91,7 @@ cdef class XdpIpTxBatch(TxBatch):
     def egresses(self):
         """uint32[n], writable: the `id` of the `XdpEgress` that each packet leaves through; 0 has its destination
         resolved."""
+        hold(<void *> self.pool)
         whole = self.columns.get("egresses")
         if whole is None:
             import numpy

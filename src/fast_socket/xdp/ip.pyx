@@ -17,6 +17,7 @@ from libc.string cimport memcpy, memset
 from fast_socket.core.addresses cimport htons
 from fast_socket.core.batch cimport RecvBatch, TxBatch
 from fast_socket.core.frames cimport Geometry, Slots, chunk_end, put_frame
+from fast_socket.core.section cimport hold
 from fast_socket.xdp.batch cimport XdpIpRecvBatch, XdpIpTxBatch
 from fast_socket.xdp.header_table cimport HeaderTable, find, key_of
 from fast_socket.xdp.headers cimport (
@@ -91,6 +92,7 @@ cdef class XdpIpPacketSocket(XdpSocket):
         self.egress_objects = []
 
     def __dealloc__(self):
+        hold(<void *> self.pool)
         free(self.egresses)
 
     @staticmethod
@@ -120,6 +122,7 @@ cdef class XdpIpPacketSocket(XdpSocket):
 
     def stats(self):
         """Counters since the socket was opened: a `RawDeviceStats`."""
+        hold(<void *> self.pool)
         return self.queue_stats()
 
     def recv_batch(self, capacity):
@@ -139,6 +142,7 @@ cdef class XdpIpPacketSocket(XdpSocket):
 
         Raises `ConfigError` for what is no address, or of another family, and `UnresolvedError` with the reason.
         """
+        hold(<void *> self.pool)
         cdef XdpEgress egress = XdpEgress.__new__(XdpEgress, KEY)
         cdef Header header
         cdef Header *grown
@@ -182,7 +186,7 @@ cdef class XdpIpPacketSocket(XdpSocket):
             try:
                 self.table.resolve(destination, &header, None)
             except UnresolvedError as error:
-                self.unresolved = error
+                self.latest_unresolved = error
                 self.egresses[i].mtu = 0
             else:
                 self.egresses[i] = header
@@ -192,6 +196,7 @@ cdef class XdpIpPacketSocket(XdpSocket):
     def recv(self, XdpIpRecvBatch batch not None):
         """Replace the batch's contents with what has arrived; returns the number of packets, 0 when there is nothing.
         Never blocks, allocates nothing. Raises as `XdpUdpSocket.recv`."""
+        hold(<void *> self.pool)
         cdef uint32_t count
         self.check_batch(batch, False)
         self.begin_receive(batch)
@@ -236,10 +241,12 @@ cdef class XdpIpPacketSocket(XdpSocket):
         of this socket's families, whose length field does not say its length, or that is larger than the route's MTU is
         refused with `SendError`.
         """
+        hold(<void *> self.pool)
         return self.send_batch(batch, None, NO_LIMIT)
 
     def send_via(self, XdpEgress egress not None, XdpIpTxBatch batch not None):
         """As `send`, every packet through one egress, wherever its destination is."""
+        hold(<void *> self.pool)
         if egress.table is not self.table:
             raise ConfigError("this egress was resolved by another socket: resolve it with this one")
         return self.send_batch(batch, egress, NO_LIMIT)
@@ -278,7 +285,7 @@ cdef class XdpIpPacketSocket(XdpSocket):
                     if not self.ask_router(batch, host, v6):
                         break
             except UnresolvedError as error:
-                self.unresolved = error
+                self.latest_unresolved = error
                 batch.accept(total)
                 self.ring_doorbell()
                 raise SendError(f"cannot send packet {total} to {error.destination}: {error.reason.text}",

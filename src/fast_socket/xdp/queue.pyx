@@ -24,6 +24,7 @@ from libc.string cimport memset
 
 from fast_socket.core.frames cimport FramePool, put_frame
 from fast_socket.core.memory cimport Region
+from fast_socket.core.section cimport hold
 from fast_socket.xdp.headers cimport MOST_HEADER
 from fast_socket.xdp.ring cimport Ring, address_at, available, load_acquire, room, store_release
 
@@ -73,6 +74,7 @@ cdef class Umem:
 
 def umem_of(FramePool pool not None):
     """The pool's `Umem`, made on first use. Raises `ConfigError` where its layouts do not suit."""
+    hold(<void *> pool)
     if pool.registration is None:
         pool.registration = Umem(pool)
     if not isinstance(pool.registration, Umem):
@@ -89,6 +91,7 @@ cdef class Queue(Descriptor):
 
     cdef int join(self, FramePool pool) except -1:
         """Become one of the queues on this pool's memory."""
+        hold(<void *> pool)
         self.pool, self.umem = pool, umem_of(pool)
         self.umem.queues += 1
         self.filled, self.sent = self.umem.queues << 1, self.umem.queues << 1 | 1
@@ -212,6 +215,7 @@ cdef class Queue(Descriptor):
 
     cdef void recover(self) noexcept:
         """The device has nothing any more: what it had goes home. GIL held."""
+        hold(<void *> self.pool)
         cdef uint32_t frame = self.umem.frames if self.umem is not None else 0
         while frame:
             frame -= 1

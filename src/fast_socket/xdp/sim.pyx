@@ -18,6 +18,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from fast_socket.core.frames cimport FramePool
 from fast_socket.core.memory cimport Region
+from fast_socket.core.section cimport hold
 from fast_socket.xdp.queue cimport Queue
 from fast_socket.xdp.ring cimport (
     CONTINUED, Desc, Ring, address_at, desc_at, load_acquire, store_release,
@@ -73,6 +74,7 @@ cdef class Wire:
         free(self.queues)
 
     cdef int plug_in(self, SimulatedQueue queue) except -1:
+        hold(<void *> self)
         cdef void **grown
         if self.open_queues == self.places:
             grown = <void **> realloc(self.queues, (self.places + 16) * sizeof(void *))
@@ -84,6 +86,7 @@ cdef class Wire:
         return 0
 
     cdef void unplug(self, SimulatedQueue queue) noexcept:
+        hold(<void *> self)
         cdef uint32_t i, kept = 0
         for i in range(self.open_queues):
             if self.queues[i] != <void *> queue:
@@ -120,6 +123,7 @@ cdef class Wire:
 
     def resume(self):
         """Take what waits in TX and give held completions back, as far as `paused` and `hold_completions` allow."""
+        hold(<void *> self)
         cdef uint32_t i
         for i in range(self.open_queues):
             (<SimulatedQueue> self.queues[i]).transmit()
@@ -139,6 +143,7 @@ cdef class SimulatedQueue(Queue):
     """Made by `SimulatedDevice.open_queue`."""
 
     def __dealloc__(self):
+        hold(<void *> self.wire)
         if self.fd >= 0:
             self.shut()
 
@@ -159,6 +164,7 @@ cdef class SimulatedQueue(Queue):
             self.recover()
 
     def device_statistics(self):
+        hold(<void *> self.wire)
         return tuple([self.statistics[i] for i in range(6)])
 
     cdef int kick(self) noexcept nogil:
@@ -168,6 +174,7 @@ cdef class SimulatedQueue(Queue):
         return 0
 
     cdef void wake_rx(self) noexcept nogil:
+        hold(<void *> self.wire)        # it is called with the GIL
         cdef uint64_t value
         if self.signalled and load_acquire(self.rx.producer) == self.rx.ours:
             self.signalled = False
@@ -194,6 +201,7 @@ cdef class SimulatedQueue(Queue):
 
     cdef void transmit(self) noexcept:
         """What the kernel does with TX in copy mode."""
+        hold(<void *> self.wire)
         cdef Desc *desc
         cdef Desc first
         cdef uint32_t consumed = load_acquire(self.tx.consumer), chunk = self.umem.chunk_size
@@ -263,11 +271,13 @@ cdef class SimulatedQueue(Queue):
         self.signal()
 
     def _require_open(self):
+        hold(<void *> self.wire)
         if self.closed or not self.has_rings:
             raise Error("this simulated queue is closed")
 
     def inject_receive(self, uint64_t address, uint32_t length, uint32_t options=0):
         """Hand a descriptor to RX as it is, whatever it names."""
+        hold(<void *> self.wire)
         cdef uint32_t produced
         cdef Desc *desc
         self._require_open()
@@ -279,16 +289,19 @@ cdef class SimulatedQueue(Queue):
 
     def inject_completion(self, uint64_t address):
         """Hand an address to COMPLETION as it is."""
+        hold(<void *> self.wire)
         self._require_open()
         self.complete(address)
 
     def inject_frame(self, bytes frame not None):
         """Deliver a frame as if it had come from the wire."""
+        hold(<void *> self.wire)
         self._require_open()
         self.deliver(<const uint8_t *> <const char *> frame, <uint32_t> len(frame))
 
     def move_index(self, str ring not None, uint32_t by):
         """Move the device's own index of "rx" or "completion" on, past what it has written: a corrupt ring."""
+        hold(<void *> self.wire)
         cdef uint32_t *index
         self._require_open()
         index = self.rx.producer if ring == "rx" else self.completion.producer

@@ -69,7 +69,7 @@ cdef class XdpSocket:
     cdef uint64_t sent_bytes
     cdef uint64_t would_block
     cdef uint64_t frame_shortages
-    cdef readonly object unresolved
+    cdef object latest_unresolved
 
     cdef int take_queue(self, object device, object queue, object options) except -1
     cdef uint32_t take_pieces(self, Queue queue, Slots *slots, uint32_t out, uint32_t capacity,

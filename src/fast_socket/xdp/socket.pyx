@@ -10,6 +10,7 @@ from libc.string cimport memset
 
 from fast_socket.core.batch cimport Batch, RecvBatch, TxBatch
 from fast_socket.core.frames cimport Geometry, NO_FRAME, Slots, chunk_end, put_frame
+from fast_socket.core.section cimport hold
 from fast_socket.xdp.header_table cimport key_of
 from fast_socket.xdp.headers cimport (
     FRAGMENT, MALFORMED, NOT_IP, OTHER_ADDRESS, OTHER_PORT, OTHER_PROTOCOL,
@@ -115,11 +116,13 @@ cdef class XdpSocket:
         self.close()
 
     def __repr__(self):
+        hold(<void *> self.pool)
         return f"<{type(self).__name__} {'closed' if self.queue.closed else self.device}>"
 
     def close(self):
         """Detach, unmap and close; frames that the device had go home. Whoever waits on the driver is woken with
         `Error`. Batches and packets stay readable. Again is nothing."""
+        hold(<void *> self.pool)
         attachment, self.attachment = self.attachment, None
         try:
             if attachment is not None:
@@ -154,6 +157,7 @@ cdef class XdpSocket:
 
     def forget_routes(self):
         """Have every destination resolved anew, by a router that has read its tables anew if it can."""
+        hold(<void *> self.pool)
         refresh = getattr(self.table.router, "refresh", None)
         if refresh is not None:
             refresh()
@@ -162,12 +166,20 @@ cdef class XdpSocket:
     @property
     def router(self):
         """What resolves destinations for this socket."""
+        hold(<void *> self.pool)
         return self.table.router
 
     @property
     def program(self):
         """The `XdpProgram` that feeds this queue; None for a simulated device."""
+        hold(<void *> self.pool)
         return getattr(self.attachment, "program", None)
+
+    @property
+    def unresolved(self):
+        """The latest `UnresolvedError` of a send, None where there was none."""
+        hold(<void *> self.pool)
+        return self.latest_unresolved
 
     @property
     def zero_copy(self):
@@ -176,6 +188,7 @@ cdef class XdpSocket:
 
     def drain_tx_completions(self):
         """Bring frames home that the device has sent; returns how many. Raises `Error` when closed, `DeviceError`."""
+        hold(<void *> self.pool)
         cdef uint32_t count
         self.queue.enter()
         try:
@@ -189,6 +202,7 @@ cdef class XdpSocket:
     def notify_tx(self):
         """Have the device look at what still waits in the TX ring, as `send` does by itself. Raises as
         `drain_tx_completions`."""
+        hold(<void *> self.pool)
         self.queue.enter()
         try:
             self.ring_doorbell()
@@ -210,6 +224,7 @@ cdef class XdpSocket:
 
     def queue_stats(self):
         """Counters of the queue since it was opened: a `RawDeviceStats`. After `close`, the last that are known."""
+        hold(<void *> self.pool)
         cdef Queue queue = self.queue
         device = queue.device_statistics()
         return RawDeviceStats(
@@ -375,7 +390,7 @@ cdef class XdpSocket:
         try:
             self.table.insert(key_of(host, v6))
         except UnresolvedError as error:
-            self.unresolved = error
+            self.latest_unresolved = error
             if self.hold and error.reason is Unresolved.NEIGHBOR:
                 self.held += 1
                 return False

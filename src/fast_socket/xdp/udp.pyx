@@ -24,6 +24,7 @@ from fast_socket.core.addresses cimport (
 )
 from fast_socket.core.batch cimport RecvBatch, TxBatch
 from fast_socket.core.frames cimport Geometry, NO_FRAME, Slots, chunk_end, packet_start, put_frame
+from fast_socket.core.section cimport hold
 from fast_socket.xdp.batch cimport XdpUdpRecvBatch, XdpUdpTxBatch
 from fast_socket.xdp.header_table cimport HeaderTable, Key, find, key_of
 from fast_socket.xdp.headers cimport (
@@ -158,6 +159,7 @@ cdef class XdpUdpSocket(XdpSocket):
     @property
     def local_address(self):
         """(host, port) that the socket receives at."""
+        hold(<void *> self.pool)
         self.queue.enter()
         self.queue.leave()
         return self.options.host, self.options.port
@@ -181,6 +183,7 @@ cdef class XdpUdpSocket(XdpSocket):
     def stats(self):
         """Counters since the socket was opened: a `UdpStats`. `kernel_drops` are packets that were redirected here and
         found no frame (XDP_STATISTICS counts those twice), no frame large enough, or no room in the RX ring."""
+        hold(<void *> self.pool)
         cdef Queue queue = self.queue
         device = queue.device_statistics()
         return UdpStats(
@@ -203,6 +206,7 @@ cdef class XdpUdpSocket(XdpSocket):
 
     def prepare_udp_endpoint(self, spec):
         """Take the address work out of the loop: a `XdpUdpEndpoint` for `send_to`. Raises `ConfigError`."""
+        hold(<void *> self.pool)
         cdef XdpUdpEndpoint endpoint = XdpUdpEndpoint.__new__(XdpUdpEndpoint, KEY)
         self.queue.enter()
         self.queue.leave()
@@ -250,6 +254,7 @@ cdef class XdpUdpSocket(XdpSocket):
         batch are viewed, `ConfigError` for a batch of another socket, `DeviceError` when the device handed back what it
         must not, or is gone.
         """
+        hold(<void *> self.pool)
         cdef uint32_t count
         self.check_batch(batch, False)
         self.begin_receive(batch)
@@ -311,11 +316,13 @@ cdef class XdpUdpSocket(XdpSocket):
         leads to from here. Raises `Error` when closed, `BufferError` while
         packets are viewed, `ConfigError` for a batch of another socket, `DeviceError`.
         """
+        hold(<void *> self.pool)
         return self.send_batch(batch, None, NO_LIMIT)
 
     def send_to(self, XdpUdpEndpoint endpoint not None, XdpUdpTxBatch batch not None):
         """As `send`, every packet to one prepared endpoint: its address, metadata and segment size hold, those in the
         batch do not count."""
+        hold(<void *> self.pool)
         if endpoint.table is not self.table:
             raise ConfigError("this endpoint was prepared by another socket: prepare one with this socket")
         return self.send_batch(batch, endpoint, NO_LIMIT)
@@ -339,7 +346,7 @@ cdef class XdpUdpSocket(XdpSocket):
                     except UnresolvedError as error:
                         if not self.falls_back(error):
                             raise
-                        self.unresolved = error
+                        self.latest_unresolved = error
                         total = self.hand_over(batch, endpoint, batch.head, min(limit, batch.tail), 0)
                         outcome.stop = DONE if total else RING_FULL
                         return self.end_send(batch, &outcome, total)
@@ -369,7 +376,7 @@ cdef class XdpUdpSocket(XdpSocket):
                             outcome.stop = RING_FULL            # the fallback is: counted alike
                             break
             except UnresolvedError as error:
-                self.unresolved = error
+                self.latest_unresolved = error
                 if endpoint is not None and self.hold and error.reason is Unresolved.NEIGHBOR:
                     self.held += 1
                     return 0

@@ -2,7 +2,7 @@
 
 import typer
 
-from benchmarks import bench, demo, gates, listener, ping, sender, xdp_listener, xdp_sender, xdp_tools
+from benchmarks import aio_echo, bench, demo, gates, listener, ping, sender, xdp_listener, xdp_sender, xdp_tools
 from examples import _cli
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app.add_typer(sender.app, name="os-sender")
 app.command("os-ping")(ping.ping)
 app.add_typer(xdp_listener.app, name="xdp-listener")
 app.add_typer(xdp_sender.app, name="xdp-sender")
+app.command("aio-echo")(aio_echo.aio_echo)
 app.command("xdp-count")(xdp_tools.count)
 app.command("xdp-pong")(xdp_tools.pong)
 app.command("xdp-ping")(xdp_tools.ping)

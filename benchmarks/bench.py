@@ -12,7 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import fast_socket as fs
-from benchmarks import figures, machine, prefix_lookup, user_time, xdp_peers
+from benchmarks import aio_figures, figures, machine, prefix_lookup, user_time, xdp_peers
 from benchmarks.figures import FIGURES as OS_FIGURES
 from benchmarks.figures import Ends, Figure, Sample
 from benchmarks.processes import ROOT
@@ -21,7 +21,7 @@ from benchmarks.xdp_figures import XDP_FIGURES
 from examples import _cli
 from fast_socket import lab
 
-FIGURES = (*OS_FIGURES, *XDP_FIGURES, *SCALING_FIGURES)
+FIGURES = (*OS_FIGURES, *aio_figures.AIO_FIGURES, *XDP_FIGURES, *SCALING_FIGURES)
 RESULTS = ROOT / "benchmarks" / "results"
 SUMMARY = ROOT / "benchmarks" / "RESULTS.md"
 OURS = "fast_socket"

@@ -1,0 +1,197 @@
+"""`create_datagram_endpoint`: what `loop.create_datagram_endpoint` does, with batches under it."""
+
+import asyncio
+import os
+import socket
+from asyncio.trsock import TransportSocket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from fast_socket.aio.transport import DatagramTransport
+from fast_socket.core.errors import ConfigError
+from fast_socket.core.layout import BufferLayout
+
+Protocol = TypeVar("Protocol", bound=asyncio.BaseProtocol)
+
+BATCH = 256  # datagrams that are gathered before they leave, and slots of a receive
+RX_FRAMES = 128
+MAX_DATAGRAM = 65_535  # a coalesced packet can be as large
+TX_CAPACITY = 2048  # larger datagrams go one by one, past the batch
+
+
+async def create_datagram_endpoint(
+    protocol_factory: Callable[[], Protocol],
+    local_addr: tuple[str, int] | None = None,
+    remote_addr: tuple[str, int] | None = None,
+    *,
+    family: int = 0,
+    proto: int = 0,
+    flags: int = 0,
+    reuse_port: bool | None = None,
+    allow_broadcast: bool | None = None,
+    sock: Any = None,
+    budget: int = 1024,
+    **options: Any,
+) -> tuple[DatagramTransport, Protocol]:
+    """As `asyncio.loop.create_datagram_endpoint`, in the running loop: (transport, protocol).
+
+    `sock` is a `socket.socket`, which the transport then owns, or a wait-driven UDP socket of this package, say an
+    `XdpUdpSocket`. `budget` is how many datagrams a wake-up hands to the protocol before others have their turn.
+    `options` are those of `OsUdpOptions`, such as ``recv_buffer=4 << 20`` or ``metadata=Metadata.ECN``; GRO and GSO are
+    on unless they say otherwise.
+
+    Raises what asyncio raises: `ValueError` for arguments that contradict each other, `OSError` for addresses that
+    cannot be bound or reached; and `ConfigError` for a wrong option.
+    """
+    loop = asyncio.get_running_loop()
+    if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
+        raise ConfigError(f"budget is {budget!r}: give a number of datagrams from 1")
+    peer: tuple[Any, ...] | None = None
+    owned: Any = None
+    ours: Any = sock
+    if sock is not None:
+        if any((local_addr, remote_addr, family, proto, flags, reuse_port, allow_broadcast)):
+            raise ValueError("sock is given: local_addr, remote_addr, family, proto, flags, reuse_port and "
+                             "allow_broadcast say what a new one is to be like, leave them out")  # fmt: skip
+        if isinstance(sock, socket.socket):
+            if sock.type != socket.SOCK_DGRAM:
+                raise ValueError(f"A datagram socket was expected, got {sock!r}")
+            owned = sock
+        elif options:
+            raise ConfigError(f"sock is open already: {', '.join(options)} can only be chosen when it is opened")
+    else:
+        owned, peer = await _open(loop, local_addr, remote_addr, family, proto, flags, reuse_port, allow_broadcast)
+    if owned is not None:
+        owned.setblocking(False)
+        try:
+            ours, connected_to = _adopt(owned, options)
+        except BaseException:
+            owned.close()
+            raise
+    else:
+        if not hasattr(getattr(ours, "driver", None), "fileno"):
+            raise ConfigError(f"sock is {sock!r}: give a socket.socket, or a UDP socket with a WaitDriver")
+        connected_to = getattr(ours, "remote_address", None)
+    extra = {"fast_socket": ours, "sockname": ours.local_address if owned is None else owned.getsockname()}
+    if owned is not None:
+        extra["socket"] = TransportSocket(owned)
+    if connected_to is not None:
+        peer = extra["peername"] = connected_to
+    try:
+        protocol = protocol_factory()
+        transport = DatagramTransport(
+            loop,
+            ours,
+            protocol,
+            peer=peer,
+            connected=connected_to is not None,
+            batch=BATCH,
+            budget=budget,
+            extra=extra,
+            owned=owned,
+        )
+    except BaseException:
+        ours.close()
+        if owned is not None:
+            owned.close()
+        raise
+    waiter = loop.create_future()
+    loop.call_soon(protocol.connection_made, transport)
+    loop.call_soon(transport.start)
+    loop.call_soon(_wake, waiter)
+    try:
+        await waiter
+    except BaseException:
+        transport.close()
+        raise
+    return transport, protocol
+
+
+def _wake(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _adopt(owned: socket.socket, options: dict[str, Any]) -> tuple[Any, tuple[Any, ...] | None]:
+    """A socket of ours over a duplicate, so that `get_extra_info("socket")` stays what it was."""
+    from fast_socket.os import OsUdpSocket
+
+    peer = None
+    with suppress(OSError):
+        peer = owned.getpeername()
+    chosen: dict[str, Any] = {
+        "gro": True,
+        "rx_layout": BufferLayout(payload_capacity=MAX_DATAGRAM),
+        "tx_layout": BufferLayout(payload_capacity=TX_CAPACITY),
+        "rx_frames": RX_FRAMES,
+        "tx_frames": BATCH,
+        "icmp_errors": "raise",
+    } | options
+    if "pool" in options:
+        for name in ("rx_layout", "tx_layout", "rx_frames", "tx_frames"):
+            chosen.pop(name)
+    copy = socket.socket(fileno=os.dup(owned.fileno()))
+    try:
+        return OsUdpSocket.from_socket(copy, **chosen), peer
+    except BaseException:
+        copy.close()
+        raise
+
+
+async def _open(
+    loop: asyncio.AbstractEventLoop,
+    local_addr: tuple[str, int] | None,
+    remote_addr: tuple[str, int] | None,
+    family: int,
+    proto: int,
+    flags: int,
+    reuse_port: bool | None,
+    allow_broadcast: bool | None,
+) -> tuple[socket.socket, Any]:
+    """A standard socket, bound and connected, and its peer; of several addresses that names stand for the first that
+    works."""
+    if not (local_addr or remote_addr):
+        if not family:
+            raise ValueError("unexpected address family: give local_addr, remote_addr or family")
+        pairs: list[tuple[int, int, Any, Any]] = [(family, proto, None, None)]
+    else:
+        found: dict[tuple[int, int], list[Any]] = {}
+        for place, address in enumerate((local_addr, remote_addr)):
+            if address is None:
+                continue
+            if not (isinstance(address, tuple) and len(address) == 2):
+                raise TypeError("2-tuple is expected")
+            answers = await loop.getaddrinfo(*address, family=family, type=socket.SOCK_DGRAM, proto=proto, flags=flags)
+            if not answers:
+                raise OSError("getaddrinfo() returned empty list")
+            for answer_family, _, answer_proto, _, resolved in answers:
+                found.setdefault((answer_family, answer_proto), [None, None])[place] = resolved
+        pairs = [
+            (*key, local, remote)
+            for key, (local, remote) in found.items()
+            if not ((local_addr and local is None) or (remote_addr and remote is None))
+        ]
+        if not pairs:
+            raise ValueError("can not get address information")
+    errors: list[OSError] = []
+    for its_family, its_proto, local, remote in pairs:
+        sock = socket.socket(its_family, socket.SOCK_DGRAM, its_proto)
+        try:
+            sock.setblocking(False)
+            if reuse_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if allow_broadcast:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            if local is not None:
+                sock.bind(local)
+            if remote is not None and not allow_broadcast:
+                await loop.sock_connect(sock, remote)
+            return sock, remote
+        except OSError as error:
+            sock.close()
+            errors.append(error)
+        except BaseException:
+            sock.close()
+            raise
+    raise errors[0]

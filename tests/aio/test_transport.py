@@ -1,0 +1,281 @@
+"""What our endpoint does beyond asyncio's: batches, budgets, back-pressure, sockets of other backends, clear errors."""
+
+import asyncio
+import gc
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fast_socket as fs
+from fast_socket import aio
+from tests.aio.test_contract import HERE, Recorder, end, pair
+
+create = aio.create_datagram_endpoint
+
+
+@pytest.fixture
+def kind(request: pytest.FixtureRequest) -> str:
+    return "asyncio, ours"
+
+
+def test_batches_in_place_of_datagrams(run: Any) -> None:
+    class Batches(Recorder):
+        sums, count = 0, 0
+
+        def datagrams_received(self, batch: fs.RecvBatch) -> None:
+            self.sums += int(batch.datagrams().gather(0, ">u4").sum())
+            self.count += batch.datagram_count
+            self.news.set()
+            if self.count > 50:
+                raise ZeroDivisionError
+
+    async def main() -> None:
+        _, server = await create(Batches, HERE)
+        _, client = await create(Recorder, remote_addr=server.transport.get_extra_info("sockname"))
+        for number in range(50):
+            client.transport.sendto(number.to_bytes(4, "big"))
+        while server.count < 50:
+            server.news.clear()
+            await asyncio.wait_for(server.news.wait(), 5)
+        assert server.sums == sum(range(50))
+        client.transport.sendto(bytes(4))
+        while server.count < 51:
+            await asyncio.sleep(0.001)
+        assert server.got == []
+        await end(server, client)
+
+    errors: list[Any] = []
+    run(main(), errors=errors)
+    assert [type(context["exception"]) for context in errors] == [ZeroDivisionError]
+
+
+def test_a_batch_of_ones_own(run: Any) -> None:
+    async def main() -> None:
+        server, client = await pair(create)
+        sock = client.transport.get_extra_info("fast_socket")
+        tx = sock.tx_batch(8)
+        client.transport.sendto(b"first")
+        for number in range(8):
+            tx.append(b"%d" % number)
+        assert client.transport.send_batch(tx) == 8
+        await server.until(9)
+        assert [data for data, _ in server.got] == [b"first", *(b"%d" % number for number in range(8))]
+        await end(server, client)
+        tx.append(b"late")
+        with pytest.raises(fs.Error):
+            sock.send(tx)
+        assert client.transport.send_batch(tx) == 0
+        tx.discard()
+
+    run(main())
+
+
+def test_runs_of_one_size_leave_as_large_sends(run: Any) -> None:
+    async def main() -> None:
+        server, client = await pair(create)
+        for _ in range(100):
+            client.transport.sendto(b"x" * 64)
+        await server.until(100)
+        stats = client.transport.get_extra_info("fast_socket").stats()
+        assert stats.sent == 100
+        assert 0 < stats.gso_sends <= 3
+        await end(server, client)
+
+    run(main())
+
+
+def test_a_flood_starves_nobody(run: Any) -> None:
+    """A wake-up hands out its budget, then others have their turn."""
+    turns: list[int] = []
+
+    async def main() -> None:
+        _, server = await create(Recorder, HERE, budget=10, gro=False, recv_buffer=1 << 20)
+        _, client = await create(Recorder, remote_addr=server.transport.get_extra_info("sockname"), gso=False)
+        for _ in range(300):
+            client.transport.sendto(b"x")
+        loop = asyncio.get_running_loop()
+
+        def turn() -> None:
+            turns.append(len(server.got))
+            if len(server.got) < 300:
+                loop.call_soon(turn)
+
+        turn()
+        await server.until(300)
+        await end(server, client)
+
+    run(main())
+    assert len(turns) >= 2
+    assert np.diff(turns).max() <= 10 + 256  # the budget, and what was in the batch that exceeded it
+
+
+def test_writing_pauses_and_goes_on(run: Any) -> None:
+    """A socket that has no room for a while, as the kernel says it: EAGAIN."""
+
+    class Full:
+        """Takes nothing while `stuck`."""
+
+        def __init__(self, sock: Any) -> None:
+            self.sock, self.stuck = sock, False
+
+        def send(self, tx: Any) -> int:
+            return 0 if self.stuck else int(self.sock.send(tx))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.sock, name)
+
+    async def main() -> None:
+        _, server = await create(Recorder, HERE, recv_buffer=4 << 20)
+        full = Full(fs.OsUdpSocket.connect(server.transport.get_extra_info("sockname"), tx_frames=16))
+        _, client = await create(Recorder, sock=full)
+        client.transport.set_write_buffer_limits(high=1000)
+        full.stuck = True
+        for number in range(100):
+            client.transport.sendto(b"%03d" % number * 10)
+        await asyncio.sleep(0.01)
+        assert client.told == ["made", "pause"]
+        assert client.transport.get_write_buffer_size() == 100 * 38
+        full.stuck = False
+        await server.until(100)
+        assert [data[:3] for data, _ in server.got] == [b"%03d" % number for number in range(100)]
+        assert client.told == ["made", "pause", "resume"]
+        assert client.transport.get_write_buffer_size() == 0
+        full.stuck = True
+        client.transport.sendto(b"last")
+        client.transport.close()
+        await asyncio.sleep(0.01)
+        assert not client.lost.done()
+        full.stuck = False
+        assert await client.lost is None
+        await server.until(101)
+        _, third = await create(Recorder, sock=Full(fs.OsUdpSocket.connect((*HERE[:1], 9))))
+        third.transport.get_extra_info("fast_socket").stuck = True
+        third.transport.sendto(b"never")
+        third.transport.abort()
+        assert await third.lost is None
+        await end(server)
+
+    run(main())
+
+
+def test_a_simulated_device(run: Any) -> None:
+    async def main() -> None:
+        wire = fs.Wire()
+        devices = [fs.SimulatedDevice(wire, addresses=[f"192.0.2.{i}/24"]) for i in (1, 2)]
+        socks = [fs.XdpUdpSocket.open(d, local=f"192.0.2.{i}:9000") for i, d in enumerate(devices, 1)]
+        (_, near), (_, far) = [await create(Recorder, sock=sock) for sock in socks]
+        for number in range(300):
+            near.transport.sendto(b"%d" % number, ("192.0.2.2", 9000))
+        await far.until(300)
+        assert far.got == [(b"%d" % number, ("192.0.2.1", 9000)) for number in range(300)]
+        far.transport.sendto(b"back", far.got[0][1])
+        await near.until(1)
+        near.transport.sendto(b"nowhere", ("198.51.100.1", 9))
+        await asyncio.wait_for(near.news.wait(), 5)
+        await asyncio.sleep(0)
+        assert isinstance(near.told[1], OSError)
+        await end(near, far)
+        assert all(sock.closed for sock in socks)
+
+    run(main())
+
+
+def test_a_neighbour_that_is_awaited(run: Any) -> None:
+    class Asking:
+        generation = 0
+        known = False
+
+        def __init__(self, device: Any) -> None:
+            self.real = device.make_router()
+
+        def resolve(self, destination: Any) -> Any:
+            return self.real.resolve(destination) if self.known else fs.Unresolved.NEIGHBOR
+
+    async def main() -> None:
+        wire = fs.Wire()
+        devices = [fs.SimulatedDevice(wire, addresses=[f"192.0.2.{i}/24"]) for i in (1, 2)]
+        router = Asking(devices[0])
+        _, near = await create(Recorder, sock=fs.XdpUdpSocket.open(devices[0], local="192.0.2.1:1", router=router))
+        _, far = await create(Recorder, sock=fs.XdpUdpSocket.open(devices[1], local="192.0.2.2:2"))
+        near.transport.sendto(b"patience", ("192.0.2.2", 2))
+        await asyncio.sleep(0.02)
+        assert far.got == []
+        router.known = True
+        await far.until(1)
+        await end(near, far)
+
+    run(main())
+
+
+def test_another_thread_is_told_so(run: Any) -> None:
+    async def main() -> None:
+        server, client = await pair(create)
+        errors: list[BaseException] = []
+
+        def elsewhere() -> None:
+            try:
+                client.transport.sendto(b"x")
+            except RuntimeError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        assert "call_soon_threadsafe" in str(errors[0])
+        client.transport.sendto(b"from here")
+        await server.until(1)
+        await end(server, client)
+
+    run(main())
+
+
+def test_a_factory_that_raises_leaves_nothing(run: Any) -> None:
+    def factory() -> Any:
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        with pytest.raises(ZeroDivisionError):
+            await create(factory, HERE)
+        gc.collect()  # a socket left open would warn, and warnings are errors
+
+    run(main())
+
+
+def test_a_transport_that_is_forgotten_says_so() -> None:
+    async def main() -> Any:
+        _, protocol = await create(Recorder, HERE)
+        return protocol.transport
+
+    with pytest.warns(ResourceWarning, match="unclosed transport"):
+        transport = asyncio.run(main())
+        protocol = transport.get_protocol()
+        del protocol.transport, protocol, transport
+        gc.collect()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"budget": 0}, {"budget": True}, {"no_such_option": 1}, {"gro": "yes"}],
+    ids=str,
+)
+def test_options_that_cannot_be(run: Any, options: Any) -> None:
+    async def main() -> None:
+        with pytest.raises(fs.ConfigError):
+            await create(Recorder, HERE, **options)
+        gc.collect()
+
+    run(main())
+
+
+def test_sockets_that_cannot_be(run: Any) -> None:
+    async def main() -> None:
+        with fs.OsUdpSocket.bind("127.0.0.1:0", driver=fs.BusyPollDriver) as spins:
+            for sock in (spins, 3, object()):
+                with pytest.raises(fs.ConfigError):
+                    await create(Recorder, sock=sock)
+        with fs.OsUdpSocket.bind("127.0.0.1:0") as given, pytest.raises(fs.ConfigError, match="gro"):
+            await create(Recorder, sock=given, gro=True)
+
+    run(main())

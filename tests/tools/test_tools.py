@@ -254,8 +254,7 @@ def test_xdp_tools_over_a_lab():
 
 @pytest.mark.root
 @pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
-@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
-@pytest.mark.parametrize("queues", [1, 4])
+@pytest.mark.parametrize(("queues", "family"), [(1, "ipv4"), (4, "ipv6")])
 def test_xdp_tools_over_every_queue(queues, family):
     """All that is sent through any queue is counted or reported as dropped; what the kernel sends comes back."""
     with two_hosts(queues=queues) as (near, far):

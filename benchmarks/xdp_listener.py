@@ -112,7 +112,7 @@ def listen(run: _cli.Run, mode: str, iface: str, bind: str, target: "partial[Too
 
 def open_socket(plan: fs.WorkerPlan, kind: UdpPackets) -> fs.XdpIpPacketAggregate:
     return fs.XdpIpPacketAggregate.open(
-        plan.device, fs.Queues(plan.queues), families=kind.families, program=plan.program()
+        plan.device, fs.Queues(plan.queues), families=kind.families, program=plan.program(), unresolved="raise"
     )
 
 

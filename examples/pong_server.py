@@ -95,7 +95,9 @@ def serve(plan: OsPlan | fs.WorkerPlan, worker: workers.Worker, *, address: tupl
 def open_socket(plan: OsPlan | fs.WorkerPlan, address: tuple[str, int]) -> Any:
     """One socket, for one queue, or for the several that share a CPU."""
     if isinstance(plan, fs.WorkerPlan):
-        return fs.XdpUdpAggregate.open(plan.device, fs.Queues(plan.queues), local=address, program=plan.program())
+        return fs.XdpUdpAggregate.open(
+            plan.device, fs.Queues(plan.queues), local=address, program=plan.program(), unresolved="raise"
+        )
     layout = fs.BufferLayout(payload_capacity=MAX_DATAGRAM if plan.gro else 2048)
     return fs.OsUdpSocket.bind(
         address, reuse_port=True, incoming_cpu=plan.cpu, gro=plan.gro, rx_layout=layout, rx_frames=2 * BATCH

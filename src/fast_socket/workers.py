@@ -23,6 +23,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
+import struct
 import sys
 import threading
 import time
@@ -48,6 +50,7 @@ STOP, START = 0, 1  # words of the control line
 START_DELAY_NS = 5_000_000  # long enough for every worker to have read when it starts
 LOOK_SECONDS = 0.05  # at signals, and at what else does not wake the parent
 KILL_SECONDS = 1.0
+MESSAGE_SECONDS = 5  # of silence within a message
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -240,6 +243,11 @@ def name_of(index: int) -> str:
     return f"worker {index}"
 
 
+def name_of_signal(number: int) -> str:
+    known = signal.Signals.__members__.values()
+    return signal.Signals(number).name if number in known else str(number)
+
+
 def row_of(index: int, counters: int) -> int:
     """The first word of a worker's counters: lines of its own, behind the control line."""
     lines = -(-max(counters, 1) // CACHE_LINE_WORDS)
@@ -295,11 +303,10 @@ def serve(target: Callable[[Any, Worker], Any], plan: Any, worker: Worker, chann
 
 def portable(error: BaseException) -> BaseException:
     """What arrives in another process: the exception where it can be pickled, else its text."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+    with suppress(BaseException):
+        if isinstance(pickle.loads(pickle.dumps(error)), BaseException):
+            return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def in_process(index: int, block: Any, names: Sequence[str], channel: Connection, packed: bytes, parent: int) -> None:
@@ -315,6 +322,12 @@ def in_process(index: int, block: Any, names: Sequence[str], channel: Connection
             channel.send(("error", (portable(error), traceback.format_exc())))
         return
     serve(target, plan, Worker(index, words_of(block), names, channel), channel)
+
+
+def limit_waiting(channel: Connection) -> None:
+    """A worker that is stopped in the middle of a message must not stop the parent."""
+    with socket.socket(fileno=os.dup(channel.fileno())) as end:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", MESSAGE_SECONDS, 0))
 
 
 def words_of(block: Any) -> memoryview:
@@ -359,6 +372,7 @@ class _Started:
             for index, plan in enumerate(plans):
                 ours, theirs = context.Pipe()
                 if kind == "process":
+                    limit_waiting(ours)
                     arguments = (index, block, names, theirs, packed[index], os.getpid())
                     task: Any = context.Process(target=in_process, args=arguments, name=name_of(index), daemon=True)
                 else:
@@ -397,16 +411,22 @@ class _Started:
 
     def listen(self, timeout: float) -> None:
         """Take what the workers have to say, waiting for it no longer than `timeout`."""
-        alive = {member.channel: index for index, member in enumerate(self.members) if member.state != "ended"}
-        for channel in wait(list(alive), timeout):
-            index = alive[channel]  # type: ignore[index]
+        alive: dict[Any, int] = {}
+        for index, member in enumerate(self.members):
+            if member.state != "ended":
+                alive[member.channel] = index
+                if hasattr(member.task, "sentinel"):  # also where somebody else still has the other end open
+                    alive[member.task.sentinel] = index
+        for index in sorted({alive[each] for each in wait(list(alive), timeout)}):
             member = self.members[index]
             try:
-                kind, value = member.channel.recv()
-            except (EOFError, OSError):
+                kind, value = member.channel.recv() if member.channel.poll() else ("silence", None)
+            except (EOFError, OSError):  # or it stopped in the middle of a message: SO_RCVTIMEO
                 kind, value = "silence", None
-            except Exception as error:  # its exception is of a module that cannot be imported here
-                kind, value = "error", (error, "")
+            except BaseException as error:  # its value or exception raises when it is made here
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                kind, value = "error", (portable(error), "")
             if kind == "ready":
                 member.state = "ready"
                 continue
@@ -415,6 +435,8 @@ class _Started:
                 member.value = value
             elif kind == "error" and value is not None:
                 cause, text = value
+                if not isinstance(cause, BaseException):
+                    cause = RuntimeError(f"the worker raised what is no exception here: {cause!r}")
                 member.error = WorkerError(f"{name_of(index)} failed: {type(cause).__name__}: {cause}")
                 member.error.__cause__ = cause
                 if text:
@@ -422,8 +444,12 @@ class _Started:
             else:
                 member.task.join(KILL_SECONDS)
                 code = getattr(member.task, "exitcode", None)
-                how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-                member.error = WorkerError(f"{name_of(index)} ended without a word, by {how}")
+                how = f"ended without a word, by exit code {code}"
+                if code is None:
+                    how = "went silent"  # it was stopped, or closed its descriptors
+                elif code < 0:
+                    how = f"ended without a word, by signal {name_of_signal(-code)}"
+                member.error = WorkerError(f"{name_of(index)} {how}")
 
     def follow(
         self,

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 
 import pytest
@@ -309,6 +310,36 @@ def test_xdp_tools_over_every_queue(queues, family):
             output = process.communicate(timeout=SECONDS)[0]
             assert (process.returncode, "Traceback" in output) == (status, False), output
             assert complaint in output
+
+
+@pytest.mark.root
+@pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
+@pytest.mark.parametrize("tool", ["xdp-listener", "pong_server"])
+def test_a_sender_that_nobody_knows_does_not_hold_up_the_others(tool):
+    """One packet from a made-up neighbour: its answer waits for ARP, and nobody else's does."""
+    with two_hosts() as (near, far):
+        device, target = far.interface.name, f"{far.interface.ipv4}:9000"
+        argv = [*BENCHMARKS, "xdp-listener", "pong", "--iface", device, "--bind", target]
+        if tool == "pong_server":
+            argv = [*PONG_SERVER, "--device", device, "--target", target, "--mode", "xdp"]
+
+        def pretend():
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.setsockopt(socket.SOL_IP, 19, 1)  # IP_TRANSPARENT
+                sock.bind((str(near.interface.ipv4 + 40), 7000))
+                for _ in range(5):
+                    sock.sendto(b"answer me", (str(far.interface.ipv4), 9000))
+
+        with far.popen([*argv, "--json"], stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
+            assert server.stdout.readline() == "ready\n"
+            near.run(pretend)
+            ping = near.popen([*BENCHMARKS, "os-ping", "--dest", target, "--count", "20", "--json"],
+                              stdout=subprocess.PIPE, text=True, cwd=ROOT)  # fmt: skip
+            pings = last_json(ping.communicate(timeout=SECONDS)[0])
+            server.send_signal(signal.SIGINT)
+            served = last_json(server.communicate(timeout=SECONDS)[0])
+        assert pings["count"] >= 19
+        assert served["errors"] == 5
 
 
 @pytest.mark.root

@@ -64,6 +64,54 @@ class OddError(Exception):
         super().__init__(one)
 
 
+class NoException(Exception):
+    """Comes out of pickle as something else."""
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return str, ("boo",)
+
+
+class RaisesOnLoad:
+    """Cannot be made in the parent."""
+
+    def __reduce__(self) -> tuple[object, tuple[()]]:
+        return leave, ()
+
+
+def leave() -> None:
+    raise SystemExit("in the parent")
+
+
+def raises_what_is_no_exception(plan: Plan, worker: Worker) -> None:
+    worker.ready()
+    raise NoException
+
+
+def returns_what_raises(plan: Plan, worker: Worker) -> RaisesOnLoad:
+    worker.ready()
+    return RaisesOnLoad()
+
+
+def dies_by_a_nameless_signal(plan: Plan, worker: Worker) -> None:
+    worker.ready()
+    os.kill(os.getpid(), signal.SIGRTMIN + 3)
+
+
+def dies_and_leaves_a_child(plan: Plan, worker: Worker) -> None:
+    """Which has the channel open, so that nobody hears of the end by it."""
+    worker.ready()
+    if os.fork() == 0:
+        time.sleep(5)
+        os._exit(0)
+    os._exit(3)
+
+
+def closes_everything(plan: Plan, worker: Worker) -> None:
+    worker.ready()
+    os.closerange(3, 200)
+    time.sleep(30)
+
+
 def fails(plan: Plan, worker: Worker) -> None:
     worker.ready()
     if plan.number == 2:

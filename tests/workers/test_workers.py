@@ -172,6 +172,21 @@ def test_a_killed_process_is_noticed_and_the_others_stop_or_go_on():
     assert done.workers[2].counters["sent"] > 0
 
 
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (targets.dies_by_a_nameless_signal, "by signal 37"),
+        (targets.dies_and_leaves_a_child, "by exit code 3"),
+        (targets.closes_everything, "went silent|without a word"),
+        (targets.raises_what_is_no_exception, "NoException"),
+        (targets.returns_what_raises, "SystemExit: in the parent"),
+    ],
+)
+def test_odd_ends_of_a_process(target, words):
+    with pytest.raises(WorkerError, match=words):
+        workers.run(plans(1), target, kind="process", stop_timeout=1.0)
+
+
 def test_a_process_that_does_not_stop_is_killed():
     start = time.monotonic()
     with pytest.raises(WorkerError, match="worker 1 did not stop"):

@@ -262,6 +262,14 @@ def test_waiting_for_any_member(net: Net, driver: Any) -> None:
             sock.driver.wait(bad)
 
 
+def test_a_member_that_closes_under_a_wait_is_not_looked_at_again(net: Net) -> None:
+    with udp(net) as sock:
+        threading.Timer(0.1, sock.members[0].close).start()
+        before = time.thread_time()
+        assert not sock.driver.wait(0.6)
+        assert time.thread_time() - before < 0.3  # asleep, but for the looks in between
+
+
 def test_a_signal_ends_a_wait(net: Net) -> None:
     with udp(net) as sock:
 

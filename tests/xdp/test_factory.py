@@ -151,6 +151,32 @@ if __name__ == "__main__":
 
 @pytest.mark.root
 @pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
+def test_a_factory_without_descriptors_hands_over_again_later(link: Link) -> None:
+    program = link.start("""
+import os, resource
+if __name__ == "__main__":
+    with fs.XdpFactory(device).claim(fs.All).ports([9000]).build() as factory:
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        asking, kept = socket.socket(socket.AF_UNIX), []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))
+        try:
+            while True:
+                kept.append(os.dup(0))
+        except OSError:
+            pass
+        asking.connect(factory.plans[0].factory)
+        time.sleep(0.3)
+        for fd in kept:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        asking.close()
+        factory.plans[0].program().close()
+""")
+    link.finish(program)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
 def test_what_goes_wrong_leaves_nothing_attached(link: Link) -> None:
     program = link.start("""
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """A router that follows the kernel: what changes is answered within its time, what does not matter is not read."""
 
+import logging
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -148,6 +151,49 @@ def test_a_device_that_goes(place: Place) -> None:
             it.resolve(DESTINATION)
         with pytest.raises(DeviceError, match="gone"):
             it.refresh()
+
+
+def test_messages_that_are_not_the_kernels(place: Place) -> None:
+    """Short ones would have ended the thread."""
+    place.via(0)
+    with place.monitor(quiet=0.001) as it:
+        port = it._netlink.getsockname()[0]
+
+        def send() -> None:
+            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as other:
+                other.bind((0, 0))
+                for message in (struct.pack("=IHHII", 20, 28, 0, 0, 0) + b"abcd", bytes(16)):
+                    other.sendto(message, (port, 0))
+
+        place.host.run(send)
+        place.via(1)
+        eventually(lambda: mac_of(it) == SECOND)
+
+
+def test_closed_from_everywhere_at_once(place: Place) -> None:
+    for _ in range(20):
+        it = place.monitor()
+        threads = [threading.Thread(target=it.close) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def test_closed_by_whoever_reads_its_log(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    class Closes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            it.close()
+
+    handler = Closes()
+    it = place.monitor()
+    logging.getLogger("fast_socket.xdp").addHandler(handler)
+    try:
+        place.link.remove()
+        eventually(lambda: it.interface not in it.snapshot.links)
+        eventually(lambda: not any(thread.name == "fast_socket routes" for thread in threading.enumerate()))
+    finally:
+        logging.getLogger("fast_socket.xdp").removeHandler(handler)
 
 
 def test_a_namespace_that_goes() -> None:

@@ -66,23 +66,24 @@ cdef class XdpAggregateDriver:
 
     cdef bint wait_for(self, short events, object timeout) except -1:
         cdef XdpSocket member
-        cdef bint ready, any_open
+        cdef bint ready
+        cdef uint32_t open_now, registered = 0
         if timeout is not None and (not isinstance(timeout, (int, float)) or not 0 <= timeout <= 1e9):
             raise ConfigError(f"timeout is {timeout!r}: give seconds from 0, or None to wait for ever")
         deadline = None if timeout is None else time.monotonic() + timeout
         poll = None
         while True:
-            any_open = False
+            open_now = 0
             for member in self.members:
                 if member.queue.closed:
                     continue
-                any_open = True
+                open_now += 1
                 member.queue.enter()
                 ready = member.queue.look(events)
                 member.queue.leave()
                 if ready:
                     return True
-            if not any_open:
+            if open_now == 0:
                 raise Error("this aggregate is closed", errno.EBADF)
             PyErr_CheckSignals()
             left = LOOK_SECONDS if deadline is None else min(deadline - time.monotonic(), LOOK_SECONDS)
@@ -92,8 +93,8 @@ cdef class XdpAggregateDriver:
                 with nogil:         # others may run
                     pass
                 continue
-            if poll is None:
-                poll = select.poll()
+            if registered != open_now:          # a closed member's descriptor would be ready for ever
+                poll, registered = select.poll(), open_now
                 for member in self.members:
                     if member.fileno() >= 0:
                         poll.register(member.fileno(), events)

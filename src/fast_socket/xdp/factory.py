@@ -9,11 +9,13 @@ where it runs, in this process or another; program and socket map come to it as 
 the factory. So only the factory needs CAP_BPF and CAP_NET_ADMIN; workers need CAP_NET_RAW.
 """
 
+import errno
 import os
 import secrets
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,6 +35,7 @@ from fast_socket.xdp.udp import XdpUdpSocket
 __all__ = ["WorkerPlan", "XdpFactory"]
 
 HAND_OVER_SECONDS = 5.0
+ACCEPT_PAUSE = 0.05
 ASK_SECONDS = 0.5  # that whoever connects has to say what it wants: the others wait
 TOKEN_SIZE = 32
 UCRED = struct.Struct("=iII")  # struct ucred, <sys/socket.h>
@@ -251,8 +254,11 @@ def hand_over(listener: socket.socket, program: XdpProgram, token: bytes) -> Non
     while True:
         try:
             channel, _ = listener.accept()
-        except OSError:
-            return
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EBADF):  # shut down
+                return
+            time.sleep(ACCEPT_PAUSE)  # this process has no descriptor left, or whoever asked is gone
+            continue
         with channel, suppress(OSError):  # whoever asked is gone, or too slow
             channel.settimeout(ASK_SECONDS)
             _, user, _ = UCRED.unpack(channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))

@@ -64,6 +64,7 @@ class RouteMonitor(XdpQueueLocalRouter):
         self._quiet, self._at_most = quiet, at_most
         self._messages = self._overruns = self._readings = 0
         self._thread: threading.Thread | None = None
+        self._closing = threading.Lock()
         # Before the first reading, so that no change falls between.
         self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         try:
@@ -103,16 +104,22 @@ class RouteMonitor(XdpQueueLocalRouter):
 
     def close(self) -> None:
         """End the thread. What it knows it goes on answering; again is nothing."""
-        thread, self._thread = self._thread, None
+        with self._closing:
+            thread, self._thread = self._thread, None
         if thread is not None:
             os.eventfd_write(self._stop, 1)
-            if thread is not threading.current_thread():
+            if thread is not threading.current_thread():  # a handler of its log may close it
                 thread.join()
-            self._netlink.close()
-            os.close(self._stop)
         super().close()
 
     def _follow(self) -> None:
+        try:
+            self._listen()
+        finally:
+            self._netlink.close()
+            os.close(self._stop)
+
+    def _listen(self) -> None:
         poll = select.poll()
         poll.register(self._netlink, select.POLLIN)
         poll.register(self._stop, select.POLLIN)
@@ -137,7 +144,7 @@ class RouteMonitor(XdpQueueLocalRouter):
         matters = False
         while True:
             try:
-                data = self._netlink.recv(1 << 16)
+                data, (sender, _) = self._netlink.recvfrom(1 << 16)
             except BlockingIOError:
                 return matters
             except OSError as error:
@@ -146,6 +153,8 @@ class RouteMonitor(XdpQueueLocalRouter):
                 self._overruns += 1
                 matters = True
                 continue
+            if sender:
+                continue  # not the kernel, which is 0: netlink(7)
             for kind, body in _messages(data):
                 self._messages += 1
                 matters = matters or kind not in (_RTM_NEWNEIGH, _RTM_DELNEIGH) or self._known(kind, body)
@@ -153,6 +162,8 @@ class RouteMonitor(XdpQueueLocalRouter):
     def _known(self, kind: int, body: bytes) -> bool:
         """Whether a neighbour's message says other than the snapshot: that one which was given out has another address,
         or none. One that is new makes no answer stale."""
+        if len(body) < _NEIGHBOR.size:
+            return False
         _, interface, state, _, _ = _NEIGHBOR.unpack_from(body)
         attributes = dict(_attributes(body[_NEIGHBOR.size :]))
         destination = attributes.get(_NDA_DST, b"")

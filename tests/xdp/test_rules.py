@@ -63,6 +63,11 @@ def test_what_a_rule_may_ask_for(version: int) -> None:
     assert leaves(rule(source=network)) == 1  # nothing is known of the source
     assert leaves(rule(source=network, invert=True)) == 2
     assert leaves(rule(source=network, invert=True), source=source) == 1
+    # An unknown source is 0.0.0.0 to IPv4, and unknown to IPv6.
+    zero = ip_network({4: "0.0.0.0/1", 6: "::/1"}[version])
+    for unknown in (None, zero.network_address):
+        assert leaves(rule(source=zero), source=unknown) == {4: 2, 6: 1}[version]
+        assert leaves(rule(source=zero, invert=True), source=unknown) == {4: 1, 6: 2}[version]
     assert leaves(rule(destination=other)) == 1
     assert leaves(rule(destination=ip_network(far))) == 2
     assert leaves(rule(mark=1, mask=0xFF), mark=0x101) == 2
@@ -98,6 +103,21 @@ def test_rules_that_refuse(name: str) -> None:
 def test_throw_goes_on_with_the_next_rule() -> None:
     throw = RouteRecord(ip_network("198.51.100.0/24"), kind=RouteKind.THROW, table=2)
     assert device_of([RuleRecord(4, 100, 2), RuleRecord(4, 101, 3)], routes=[throw]) == 3
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("kind", [RouteKind.LOCAL, RouteKind.ANYCAST, RouteKind.BLACKHOLE, RouteKind.PROHIBIT])
+def test_no_rule_suppresses_a_route_that_refuses(version: int, kind: RouteKind) -> None:
+    """One to this host is found, and suppressed; those that refuse are none to fib_rules_lookup()."""
+    routes = (RouteRecord(ip_network(DEFAULTS[version]), kind=kind, table=2), default_by(3, 3, version))
+    rules = (RuleRecord(version, 100, 2, suppress=0), RuleRecord(version, 101, 3))
+    snap = RouteSnapshot(routes=routes, links=LINKS, rules=rules)
+    found = snap.route(FAR[version], IfIndex(3))
+    (number,) = snap.route_ids(np.frombuffer(FAR[version].packed, np.uint8)[None]).tolist()
+    if kind in (RouteKind.LOCAL, RouteKind.ANYCAST):
+        assert found and found.id == number == 1
+    else:
+        assert (found, number) == (Unresolved[kind.name], 0)
 
 
 def test_local_and_main_of_ipv4_are_one_only_while_there_are_no_rules() -> None:
@@ -164,7 +184,7 @@ rule_records = st.builds(
     suppress=st.integers(-1, 10),
     invert=st.booleans(),
 )
-kinds = st.sampled_from([RouteKind.UNICAST] * 3 + [RouteKind.THROW, RouteKind.BLACKHOLE])
+kinds = st.sampled_from([RouteKind.UNICAST] * 3 + [RouteKind.THROW, RouteKind.BLACKHOLE, RouteKind.LOCAL])
 route_records = st.builds(
     lambda network, table, kind: RouteRecord(network, (NextHop(IfIndex(1)),), kind=kind, table=table),
     networks, st.integers(1, 3), kinds,
@@ -202,7 +222,7 @@ def reference(rules: list[RuleRecord], routes: list[RouteRecord], destination: A
             return Unresolved.BLACKHOLE
         if routes[best].network.prefixlen <= rule.suppress:
             continue
-        return best
+        return Unresolved.LOCAL if routes[best].kind is RouteKind.LOCAL else best
     return Unresolved.NO_ROUTE
 
 
@@ -224,6 +244,6 @@ def test_the_walk_is_that_of_the_reference(
     (number,) = snap.route_ids(column).tolist()
     if isinstance(alone, Unresolved):
         # A route that refuses has an id too: whether it does is not looked at.
-        assert number == -1 or routes[number].kind is RouteKind.BLACKHOLE
+        assert number == -1 or routes[number].kind.name == alone.name
     else:
         assert number == alone

@@ -25,6 +25,7 @@ REFUSALS = {
 }
 ADDRESS = {4: ("10.77.{}.1", "10.77.{}.2"), 6: ("fd77:0:0:{}::1", "fd77:0:0:{}::2")}
 FAR = {4: "198.51.100.9", 6: "2001:db8:100::9"}
+LOW = {4: "0.0.0.0/1", 6: "::/1"}
 NEAR = {4: "198.51.100.0/24", 6: "2001:db8:100::/48"}
 
 #: Rules as pyroute2 writes them; `table` 10 leads left, 20 right, main left.
@@ -32,6 +33,8 @@ RULES: dict[str, list[dict[str, Any]]] = {
     "none": [],
     "priority": [{"table": 10, "priority": 50}, {"table": 20, "priority": 40}],
     "from": [{"src": "own", "table": 20, "priority": 50}],
+    "from what may be unknown": [{"src": "low", "table": 20, "priority": 50}],
+    "from what is known": [{"src": "low", "table": 20, "priority": 50, "flags": 2}],
     "from all but": [{"src": "own", "table": 20, "priority": 50, "flags": 2}],
     "to": [{"dst": "near", "table": 20, "priority": 50}],
     "not to": [{"dst": "near", "table": 20, "priority": 50, "flags": 2}],
@@ -42,7 +45,10 @@ RULES: dict[str, list[dict[str, Any]]] = {
     "an empty table": [{"table": 99, "priority": 50}],
     "throw": [{"table": 30, "priority": 50}, {"table": 20, "priority": 60}],
     "refused by a route": [{"table": 40, "priority": 50}],
-    "suppressed": [{"table": 254, "suppress_prefixlength": 0, "priority": 50}, {"table": 20, "priority": 60}],
+    "suppressed": [{"table": 254, "suppress_prefixlen": 0, "priority": 50}, {"table": 20, "priority": 60}],
+    "suppressed for this host": [{"table": 50, "suppress_prefixlen": 0, "priority": 50},
+                                 {"table": 20, "priority": 60}],
+    "not suppressed": [{"table": 60, "suppress_prefixlen": 0, "priority": 50}, {"table": 20, "priority": 60}],
     "goto": [{"action": "goto", "goto": 70, "priority": 50}, {"table": 10, "priority": 60},
              {"table": 20, "priority": 70}],
     "goto nowhere": [{"action": "goto", "goto": 75, "priority": 50}, {"table": 20, "priority": 60}],
@@ -77,10 +83,12 @@ def ruled(lab: Lab, request: pytest.FixtureRequest) -> Any:
             requests.append(("route", {**everywhere, "gateway": gateway, "table": table}))
         requests.append(("route", {"dst": NEAR[version], "family": family, "type": "throw", "table": 30}))
         requests.append(("route", {"dst": NEAR[version], "family": family, "type": "unreachable", "table": 40}))
+        requests.append(("route", {**everywhere, "type": "local", "oif": 1, "table": 50, "scope": 254}))
+        requests.append(("route", {**everywhere, "type": "unreachable", "table": 60}))
         own = ADDRESS[version][0].format(f"{numbers[1]:x}" if version == 6 else numbers[1])
         for rule in RULES[request.param]:
             said = {**rule, "family": family}
-            for key, value in (("src", own), ("dst", NEAR[version])):
+            for key, value in (("src", LOW[version] if rule.get("src") == "low" else own), ("dst", NEAR[version])):
                 if key in said:
                     said[key], _, length = value.partition("/")
                     said[f"{key}_len"] = int(length or (32 if version == 4 else 128))
@@ -89,8 +97,11 @@ def ruled(lab: Lab, request: pytest.FixtureRequest) -> Any:
     return host
 
 
-def test_the_kernel_decides_the_same(ruled: Any) -> None:
+def test_the_kernel_decides_the_same(ruled: Any, request: pytest.FixtureRequest) -> None:
     snap = ruled.run(RouteSnapshot.read)
+    # pyroute2 drops what it does not know, and a rule without it would be judged the same by both.
+    given = [rule for rule in RULES[request.node.callspec.params["ruled"]] if "suppress_prefixlen" in rule]
+    assert [rule.suppress for rule in snap.rules if rule.suppress >= 0] == [0] * 2 * len(given)
     for version, elsewhere in ((4, "203.0.113.9"), (6, "2001:db8:200::9")):
         sources = [None, *(end.ipv4 if version == 4 else end.ipv6 for end in ruled.interfaces)]
         for to, source, mark in product(map(ip_address, (FAR[version], elsewhere)), sources, (0, 7, 0x17)):

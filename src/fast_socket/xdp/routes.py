@@ -52,6 +52,8 @@ _REFUSED = {
     RouteKind.LOCAL: Unresolved.LOCAL,
     RouteKind.ANYCAST: Unresolved.LOCAL,
 }
+_HERE = (RouteKind.LOCAL, RouteKind.ANYCAST)
+_ENDLESS = 1 << 62  # longer than any prefix that a rule may want
 
 _GLOBAL_SCOPE = 14  # RFC 4007, as multicast addresses write it (RFC 4291, section 2.7)
 
@@ -100,11 +102,14 @@ class _Table:
 
     def best(self, addresses: Any) -> tuple[Any, Any]:
         """For each address the id of the first of `matching`, -1 where there is none or it says to look further, and
-        the length of its prefix."""
+        the length of its prefix: beyond all where it refuses, for then no rule suppresses it."""
         import numpy
 
         firsts = [
-            (-1 if record.kind is RouteKind.THROW else number, record.network.prefixlen)
+            (
+                -1 if record.kind is RouteKind.THROW else number,
+                _ENDLESS if record.kind in _REFUSED and record.kind not in _HERE else record.network.prefixlen,
+            )
             for (number, record), *_ in self._routes
         ]
         known = numpy.array([*firsts, (-1, 0)], numpy.int64)
@@ -300,14 +305,14 @@ class RouteSnapshot:
             if isinstance(step, Unresolved):
                 return step
             table = self._tables.get((destination.version, step.table))
-            found = None if table is None else self._search(table, destination, through)
-            if isinstance(found, Unresolved):
-                return found
-            if found is not None and self.routes[found.id].network.prefixlen >= step.least:
+            found = None if table is None else self._search(table, destination, through, step.least)
+            if found is not None:
                 return found
         return Unresolved.NO_ROUTE
 
-    def _search(self, table: _Table, destination: IpAddress, through: frozenset[IfIndex]) -> Route | Unresolved | None:
+    def _search(
+        self, table: _Table, destination: IpAddress, through: frozenset[IfIndex], least: int
+    ) -> Route | Unresolved | None:
         """None: look into the next table."""
         best: Route | None = None
         rank: object = None
@@ -316,11 +321,15 @@ class RouteSnapshot:
                 break
             if record.kind is RouteKind.THROW:
                 break
+            suppressed = record.network.prefixlen < least
             if record.kind in _REFUSED:
-                return best or _REFUSED[record.kind]
+                # fib_rules_lookup() asks about suppressing where a route was found, which those that refuse are not.
+                return None if suppressed and record.kind in _HERE else best or _REFUSED[record.kind]
             hop = self._choose(record.hops, through)
             if hop is None:
                 continue  # as the kernel does: the next route, if need be with a shorter prefix
+            if suppressed:
+                break
             if best is None or hop.interface in through:
                 best = self._route(number, record, hop, destination)
             # IPv6 has equals, such as fe80::/64 of each device; of IPv4's the kernel uses the first.

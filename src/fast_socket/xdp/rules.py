@@ -7,6 +7,7 @@ known, and a firewall mark; rules that ask for more (ports, protocol, DSCP, a VR
 
 import os
 from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address
 from typing import Any, NamedTuple
 
 from fast_socket.core.routes import IpAddress, Unresolved
@@ -50,7 +51,7 @@ class Step(NamedTuple):
 
     table: int
     least: int
-    """Routes with shorter prefixes do not count (suppress_prefixlength)."""
+    """Routes with shorter prefixes do not count (suppress_prefixlength), unless they refuse."""
 
 
 class RuleWalk:
@@ -60,6 +61,8 @@ class RuleWalk:
         # sort() keeps the kernel's order of equals.
         self.rules = sorted((rule for rule in rules if rule.version == version), key=lambda rule: rule.priority)
         self.user = os.geteuid()
+        # An unknown source is 0.0.0.0 to fib4_rule_match(); fib6_rule_match() takes no `from` for it.
+        self._unknown = IPv4Address(0) if version == 4 else None
         # While nobody adds a rule the kernel keeps IPv4's local and main in one trie, so that a longer prefix of main
         # wins over local (fib_trie_unmerge() in net/ipv4/fib_frontend.c); IPv6 looks into local first, always.
         if version == 4 and self.rules == [rule for rule in PLAIN_RULES if rule.version == 4]:
@@ -117,10 +120,11 @@ class RuleWalk:
 
     def _fits(self, rule: RuleRecord, asked: Asked) -> bool:
         """All but the destination."""
+        source = self._unknown if asked.source is None or asked.source.is_unspecified else asked.source
         return (
             rule.iif in ("", _LOOPBACK)
             and rule.oif in ("", asked.device)
             and not (rule.mark ^ asked.mark) & rule.mask
             and rule.uids[0] <= self.user <= rule.uids[1]
-            and (rule.source is None or (asked.source is not None and asked.source in rule.source))
+            and (rule.source is None or (source is not None and source in rule.source))
         )

@@ -97,7 +97,7 @@ class RuleRecord:
     goto: int = 0
     """The priority that it goes on with."""
     suppress: int = -1
-    """Routes found with prefixes no longer than this do not count."""
+    """Routes found with prefixes no longer than this do not count, unless they refuse."""
     invert: bool = False
     """It matches what does not fit."""
 

@@ -1,5 +1,6 @@
 """What is read out of netlink messages that this machine's kernel may not send: VLANs, encapsulations, exceptions."""
 
+import struct
 import sys
 from ipaddress import ip_address, ip_network
 
@@ -8,10 +9,11 @@ import pytest
 from fast_socket import CapabilityError, DeviceError, IfIndex
 from fast_socket.xdp import netlink
 from fast_socket.xdp.routes import RouteSnapshot
+from fast_socket.xdp.tables import RuleAction, RuleRecord
 
 pytest.importorskip("pyroute2")
 
-AF_INET = 2
+AF_INET, AF_INET6 = 2, 10
 MAIN, LOCAL = 254, 255
 ETH_P_8021Q, ETH_P_8021AD = 0x8100, 0x88A8
 IFF_NOARP = 0x80
@@ -170,3 +172,65 @@ def test_without_pyroute2_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyroute2", None)
     with pytest.raises(CapabilityError, match=r'pip install "fast-socket\[xdp\]"'):
         RouteSnapshot.read()
+
+
+NOT = 2
+SHORT = struct.Struct("=HHB3x")
+
+
+def newer(number, value):
+    """An attribute that pyroute2 has no name for. One byte is enough for all: who reads asks whether it is 0."""
+    return SHORT.pack(SHORT.size - 3, number, value)
+
+
+DSCP, FLOWLABEL, DPORT_MASK, DSCP_MASK, FUTURE = 25, 26, 29, 30, 99
+
+
+def rule(*attributes, family=AF_INET, action=1, flags=0, tos=0):
+    from pyroute2.netlink.rtnl.fibmsg import fibmsg
+
+    message = fibmsg()
+    message["family"], message["action"], message["flags"], message["tos"] = family, action, flags, tos
+    named = [attribute for attribute in attributes if isinstance(attribute, tuple)]
+    message["attrs"] = [("FRA_PRIORITY", 50), ("FRA_TABLE", 20), ("FRA_OIFNAME", "eth0"), *named]
+    message.encode()
+    data = bytes(message.data) + b"".join(attribute for attribute in attributes if isinstance(attribute, bytes))
+    decoded = fibmsg(len(data).to_bytes(4, sys.byteorder) + data[4:])
+    decoded.decode()
+    return netlink._rule(decoded)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "values", "never"),
+    [
+        ((), {}, False),
+        ((), {"tos": 16}, True),
+        ((("FRA_TUN_ID", 5),), {}, True),
+        ((newer(DSCP, 10), newer(DSCP_MASK, 63)), {}, True),
+        ((newer(DSCP, 0), newer(DSCP_MASK, 63)), {}, False),
+        ((newer(FLOWLABEL, 5),), {"family": AF_INET6}, True),
+        ((newer(FLOWLABEL, 0),), {"family": AF_INET6}, False),
+    ],
+)
+def test_rules_are_asked_for_a_packet_without_dscp_tunnel_and_flow_label(attributes, values, never):
+    version = 6 if values.get("family") == AF_INET6 else 4
+    honoured = RuleRecord(version, 50, 20, oif="eth0")
+    nothing = RuleRecord(version, 50, action=RuleAction.NOP)
+    always = RuleRecord(version, 50, 20)
+    assert rule(*attributes, **values) == (nothing if never else honoured)
+    inverted = rule(*attributes, **values, flags=NOT)
+    assert inverted == (always if never else RuleRecord(version, 50, 20, oif="eth0", invert=True))
+
+
+@pytest.mark.parametrize("flags", [0, NOT])
+@pytest.mark.parametrize(
+    "attribute",
+    [("FRA_IP_PROTO", 17), ("FRA_SPORT_RANGE", "1:9"), ("FRA_DPORT_RANGE", "1:9"), newer(DPORT_MASK, 7),
+     ("FRA_L3MDEV", 1), ("FRA_SUPPRESS_IFGROUP", 7), newer(FUTURE, 0)],
+)  # fmt: skip
+def test_a_rule_that_asks_for_what_is_not_known_does_nothing_but_is_there(attribute, flags):
+    assert rule(attribute, flags=flags) == RuleRecord(4, 50, action=RuleAction.NOP)
+
+
+def test_a_rule_of_an_unknown_action_refuses():
+    assert rule(action=0).action is rule(action=5).action is RuleAction.BLACKHOLE

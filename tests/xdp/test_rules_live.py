@@ -52,6 +52,13 @@ RULES: dict[str, list[dict[str, Any]]] = {
     "goto": [{"action": "goto", "goto": 70, "priority": 50}, {"table": 10, "priority": 60},
              {"table": 20, "priority": 70}],
     "goto nowhere": [{"action": "goto", "goto": 75, "priority": 50}, {"table": 20, "priority": 60}],
+    "goto what is left out": [{"action": "goto", "goto": 70, "priority": 50}, {"table": 10, "priority": 60},
+                              {"suppress_ifgroup": 7, "dst": "near", "src": "low", "table": 99, "priority": 70},
+                              {"table": 20, "priority": 80}],
+    "a type of service": [{"tos": 16, "table": 20, "priority": 50}],
+    "any other type of service": [{"tos": 16, "table": 20, "priority": 50, "flags": 2}],
+    "a tunnel": [{"tun_id": 5, "table": 20, "priority": 50}],
+    "no tunnel": [{"tun_id": 5, "src": "own", "table": 20, "priority": 50, "flags": 2}],
     "nop": [{"action": "nop", "priority": 50}, {"table": 20, "priority": 60}],
     "blackhole": [{"action": "blackhole", "dst": "near", "priority": 50}],
     "unreachable": [{"action": "unreachable", "dst": "near", "priority": 50}],
@@ -115,10 +122,11 @@ def test_the_kernel_decides_the_same(ruled: Any, request: pytest.FixtureRequest)
                 assert (ours.interface, ours.next_hop) == theirs[1:3], (to, source, mark)
 
 
-def test_local_and_main_come_apart_with_the_first_rule(lab: Lab) -> None:
-    """Of IPv4: a longer prefix of main wins over local before, not after."""
-    host = lab.host("apart")
-    lab.link(host, lab.host("apart-peer"))
+@pytest.mark.parametrize("rule", [{"src": "203.0.113.0", "src_len": 24}, {"ip_proto": 132}], ids=["plain", "left out"])
+def test_local_and_main_come_apart_with_the_first_rule(lab: Lab, rule: dict[str, Any]) -> None:
+    """Of IPv4: a longer prefix of main wins over local before, not after. A rule that is not honoured is one too."""
+    host = lab.host(f"apart{len(lab.hosts)}")
+    lab.link(host, lab.host(f"{host.name}-peer"))
     gateway = str(host.interface.ipv4)[:-1] + "2"
     there = ip_address("10.50.1.1")
     host.run(
@@ -128,7 +136,7 @@ def test_local_and_main_come_apart_with_the_first_rule(lab: Lab) -> None:
     )
     before = host.run(RouteSnapshot.read)
     assert before.route(there, host.interface.index).interface == host.run(judge, there)[1] == host.interface.index
-    host.run(change, ("rule", {"src": "203.0.113.0", "src_len": 24, "table": 99, "priority": 5, "family": 2}))
+    host.run(change, ("rule", {**rule, "table": 99, "priority": 5, "family": 2}))
     after = host.run(RouteSnapshot.read)
     assert after.route(there, host.interface.index) is Unresolved.LOCAL
     assert host.run(judge, there)[0] == 2  # RTN_LOCAL

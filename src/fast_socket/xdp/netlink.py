@@ -9,6 +9,7 @@ call is made on a thread of its own, which inherits the namespace.
 """
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import importlib
@@ -52,11 +53,14 @@ _NTF_USE = 0x01  # <linux/neighbour.h>
 _NUD_NONE = 0x00  # <linux/neighbour.h>
 
 _FIB_RULE_INVERT = 0x02  # <linux/fib_rules.h>
+_NLA_HEADER = 4  # struct nlattr, <linux/netlink.h>
 _NO_MASK = 0xFFFFFFFF
-# What a rule may ask for that is not known when a destination is resolved: by name, or by number where it has none.
-_NOT_KNOWN = {"FRA_TUN_ID", "FRA_L3MDEV", "FRA_IP_PROTO", "FRA_SPORT_RANGE", "FRA_DPORT_RANGE", "FRA_DSCP",
-              "FRA_FLOWLABEL"}  # fmt: skip
-_FRA_DSCP, _FRA_DSCP_MASK = 25, 30  # the first and the last of those since Linux 6.13
+# What a rule may ask for that is not known when a destination is resolved.
+_NOT_KNOWN = {"FRA_L3MDEV", "FRA_IP_PROTO", "FRA_SPORT_RANGE", "FRA_DPORT_RANGE"}
+# What is 0 in a packet of this host, as far as can be known here.
+_ZERO = {"FRA_TUN_ID", "FRA_DSCP", "FRA_FLOWLABEL"}
+# <linux/fib_rules.h>; pyroute2 0.9 has no names for them.
+_UNNAMED = {25: "FRA_DSCP", 26: "FRA_FLOWLABEL", 27: "FRA_FLOWLABEL_MASK", 30: "FRA_DSCP_MASK"}
 
 # <linux/netdev.h>, since Linux 6.3; the family is generated from Documentation/netlink/specs/netdev.yaml.
 _NETDEV_FAMILY = "netdev"
@@ -322,32 +326,49 @@ def _rules(route: Any, family: int) -> list[RuleRecord]:
             raise
         # A kernel without policy routing (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES).
         return [rule for rule in PLAIN_RULES if (rule.version == 4) == (family == socket.AF_INET)]
-    return [record for message in messages if (record := _rule(message))]
+    return [_rule(message) for message in messages]
 
 
-def _rule(message: Any) -> RuleRecord | None:
-    """None for one that nothing here can match, and for one that asks for what is not known."""
-    if message["action"] not in iter(RuleAction):
-        return None
+def _rule(message: Any) -> RuleRecord:
+    """One that asks for what is not known does nothing, and is kept: others may go to it, and any rule at all takes
+    IPv4's local and main apart."""
     version = 4 if message["family"] == socket.AF_INET else 6
     priority = message.get("priority") or 0
+    invert = bool(message["flags"] & _FIB_RULE_INVERT)
+    nothing = RuleRecord(version, priority, action=RuleAction.NOP)
+    asked = {_name(name, value): value for name, value in message["attrs"]}
     if (
-        message["tos"]
-        or message.get_attr("FRA_SUPPRESS_IFGROUP") not in (None, _NO_MASK)
-        or any(name in _NOT_KNOWN or _is_newer(name, value) for name, value in message["attrs"])
+        message.get_attr("FRA_SUPPRESS_IFGROUP") not in (None, _NO_MASK)
+        or asked.keys() & _NOT_KNOWN
+        or "UNKNOWN" in asked
     ):
         _warn_of_rule(version, priority)
-        return None
+        return nothing
+    wanted = {name for name in asked.keys() & _ZERO if not _is_zero(asked[name])}
+    if message["tos"] or "FRA_DSCP" in wanted:
+        _warn_of_rule(version, priority)  # a socket may send with another
+    never = bool(message["tos"] or wanted)
+    if never and not invert:
+        return nothing
     # From a mark without a mask every bit counts; the kernel says so itself.
     mark = message.get_attr("FRA_FWMARK") or 0
     mask = message.get_attr("FRA_FWMASK")
     uids = message.get_attr("FRA_UID_RANGE")
     suppress = message.get_attr("FRA_SUPPRESS_PREFIXLEN")
-    return RuleRecord(
+    # fib4_rule_action() and fib6_rule_action() refuse what they do not know.
+    action = RuleAction(message["action"]) if message["action"] in iter(RuleAction) else RuleAction.BLACKHOLE
+    record = RuleRecord(
         version=version,
         priority=priority,
         table=message.get_attr("FRA_TABLE") or message["table"],
-        action=RuleAction(message["action"]),
+        action=action,
+        goto=message.get_attr("FRA_GOTO") or 0,
+        suppress=-1 if suppress in (None, _NO_MASK) else suppress,
+    )
+    if never:
+        return record  # inverted: always
+    return dataclasses.replace(
+        record,
         source=_prefix(message.get_attr("FRA_SRC"), message["src_len"]),
         destination=_prefix(message.get_attr("FRA_DST"), message["dst_len"]),
         iif=message.get_attr("FRA_IIFNAME") or "",
@@ -355,14 +376,20 @@ def _rule(message: Any) -> RuleRecord | None:
         mark=mark,
         mask=(_NO_MASK if mark else 0) if mask is None else mask,
         uids=_range(uids) if uids else (0, _NO_MASK),
-        goto=message.get_attr("FRA_GOTO") or 0,
-        suppress=-1 if suppress in (None, _NO_MASK) else suppress,
-        invert=bool(message["flags"] & _FIB_RULE_INVERT),
+        invert=invert,
     )
 
 
-def _is_newer(name: str, value: Any) -> bool:
-    return name == "UNKNOWN" and _FRA_DSCP <= value["header"]["type"] <= _FRA_DSCP_MASK
+def _name(name: str, value: Any) -> str:
+    return _UNNAMED.get(value["header"]["type"], name) if name == "UNKNOWN" else name
+
+
+def _is_zero(value: Any) -> bool:
+    """Of an attribute; pyroute2 does not decode those that it has no name for."""
+    if isinstance(value, int):
+        return value == 0
+    start, length = value.offset, value["header"]["length"]
+    return not any(value.data[start + _NLA_HEADER : start + length])
 
 
 def _prefix(address: str | None, length: int) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
@@ -378,8 +405,8 @@ def _range(text: str) -> tuple[int, int]:
 def _warn_of_rule(version: int, priority: int) -> None:
     """Once for each, for tables are read again and again."""
     log.warning(
-        "IPv%d policy rule %d is not honoured: it asks for ports, a protocol, DSCP, a tunnel, a VRF or a device group, "
-        "which are not known when a destination is resolved",
+        "IPv%d policy rule %d is not honoured: it asks for ports, a protocol, DSCP, a VRF or a device group, which are "
+        "not known when a destination is resolved",
         version,
         priority,
     )

@@ -4,9 +4,9 @@ Honoured: policy rules and the tables that they lead to; longest prefix, then me
 gateways of the other family; blackhole, unreachable, prohibit and throw; each route's MTU and preferred source; VLAN
 devices over the wanted interface; multicast and broadcast; the choice of a source address.
 
-Not honoured: rules that ask for ports, a protocol, DSCP or a VRF; routes for one type of service or source; flow
-hashing (the heaviest next hop is taken); learned path MTUs; encapsulations (they are another interface); 802.1ad; VLAN
-egress priority maps; router preference (RFC 4191).
+Not honoured: rules that ask for ports, a protocol, a VRF or a device group, or for another DSCP than 0; routes for one
+type of service or source; flow hashing (the heaviest next hop is taken); learned path MTUs; encapsulations (they are
+another interface); 802.1ad; VLAN egress priority maps; router preference (RFC 4191).
 
 A resolved destination is kept by whoever asked, so that look-ups are off the packet path; `route_ids` looks a column of
 addresses up in native code. Reading needs pyroute2 and no privilege; a snapshot may also be made of records.

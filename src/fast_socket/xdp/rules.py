@@ -2,7 +2,7 @@
 
 As fib_rules_lookup() in net/core/fib_rules.c walks them: by priority; a rule that does not match is passed over, and so
 is a table without a route for the destination. A snapshot is asked for a destination, a source address where one is
-known, and a firewall mark; rules that ask for more (ports, protocol, DSCP, a VRF) are left out when rules are read.
+known, and a firewall mark; rules that ask for more (ports, a protocol, a VRF) are made NOPs when they are read.
 """
 
 import os

@@ -62,8 +62,10 @@ def drain(sock: Any, tx: fs.TxBatch, going: Callable[[], bool]) -> int:
             refused += 1
             tx.discard(1)
             continue
-        if len(tx) and not sock.driver.wait_writable(_cli.WAIT_SLICE) and not going():
-            refused += tx.discard()
+        if len(tx):
+            sock.driver.wait_writable(_cli.WAIT_SLICE)
+            if not going():
+                refused += tx.discard()
     return refused
 
 
@@ -83,9 +85,10 @@ def serve(plan: OsPlan | fs.WorkerPlan, worker: workers.Worker, *, address: tupl
             if sock.driver.wait(_cli.WAIT_SLICE):
                 sock.recv(rx)
                 tx.take_from(rx)
-                refused += drain(sock, tx, going)
+                lost = drain(sock, tx, going)
+                refused += lost
                 received.add(rx.datagram_count)
-                sent.add(rx.datagram_count)
+                sent.add(max(rx.datagram_count - lost, 0))
                 last = time.perf_counter()
                 first = first or last
         stats = sock.stats()

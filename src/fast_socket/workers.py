@@ -324,6 +324,16 @@ def in_process(index: int, block: Any, names: Sequence[str], channel: Connection
     serve(target, plan, Worker(index, words_of(block), names, channel), channel)
 
 
+def await_end(task: Any, seconds: float) -> None:
+    """As join(seconds), which waits for ever for a process that has closed its descriptors."""
+    if not hasattr(task, "exitcode"):
+        task.join(seconds)
+        return
+    until = time.monotonic() + seconds
+    while task.exitcode is None and time.monotonic() < until:
+        time.sleep(0.002)
+
+
 def limit_waiting(channel: Connection) -> None:
     """A worker that is stopped in the middle of a message must not stop the parent."""
     with socket.socket(fileno=os.dup(channel.fileno())) as end:
@@ -442,7 +452,7 @@ class _Started:
                 if text:
                     cause.add_note(text)
             else:
-                member.task.join(KILL_SECONDS)
+                await_end(member.task, KILL_SECONDS)
                 code = getattr(member.task, "exitcode", None)
                 how = f"ended without a word, by exit code {code}"
                 if code is None:
@@ -485,8 +495,13 @@ class _Started:
         """Have all stop; what does not is killed. Nothing is left behind but a thread that never looks at `running`."""
         self.words[STOP] = 1
         deadline = time.monotonic() + timeout
-        while any(member.state != "ended" for member in self.members) and (left := deadline - time.monotonic()) > 0:
-            self.listen(min(LOOK_SECONDS, left))
+        try:
+            while any(member.state != "ended" for member in self.members) and (left := deadline - time.monotonic()) > 0:
+                self.listen(min(LOOK_SECONDS, left))
+        finally:
+            self.put_away(timeout)
+
+    def put_away(self, timeout: float) -> None:
         for index, member in enumerate(self.members):
             if member.task.ident is None:
                 continue
@@ -496,7 +511,7 @@ class _Started:
                                                            f"its loop look at worker.running")  # fmt: skip
                 if hasattr(member.task, "kill"):
                     member.task.kill()
-            member.task.join(KILL_SECONDS)
+            await_end(member.task, KILL_SECONDS)
             if hasattr(member.task, "kill") and member.task.is_alive():
                 member.task.kill()
                 member.task.join()

@@ -30,6 +30,7 @@ UNAVAILABLE = why_unavailable()
 LISTENER = [*BENCHMARKS, "os-listener"]
 SENDER = [*BENCHMARKS, "os-sender", "blast"]
 PING = [*BENCHMARKS, "os-ping"]
+PATIENT = ["--timeout-ms", "5000"]  # a machine with much else to do answers late
 BUFFER = ["--recv-buffer", "4000000"]
 
 
@@ -92,7 +93,7 @@ def test_the_kernel_counts_a_coalesced_buffer_as_one_drop(start, target):
 def test_ping_and_pong(start, target, wait):
     pong = start(*LISTENER, "pong", "--bind", target, "--wait", wait, "--json")
     wait_ready(pong)
-    report = report_of(*PING, "--dest", target, "--count", "50", "--wait", wait)
+    report = report_of(*PING, "--dest", target, "--count", "50", "--wait", wait, *PATIENT)
     assert (report["count"], report["lost"], report["errors"]) == (50, 0, 0)
     rtt = report["rtt_ns"]
     assert 0 < rtt["min"] <= rtt["p50"] <= rtt["p90"] <= rtt["p99"] <= rtt["max"]
@@ -241,10 +242,10 @@ def test_xdp_tools_over_a_lab():
         with tool(far, [*PONG_SERVER, "--device", far.interface.name, "--target", "0.0.0.0:9000", "--mode", "xdp",
                         "--duration-ms", "4000"]) as server:  # fmt: skip
             assert server.stdout.readline() == "ready\n"
-            pings = report(tool(near, [*BENCHMARKS, "os-ping", "--dest", target, "--count", "50"]))
+            pings = report(tool(near, [*BENCHMARKS, "os-ping", "--dest", target, "--count", "50", *PATIENT]))
             assert (pings["count"], pings["lost"]) == (50, 0)
             pings = report(tool(near, [*BENCHMARKS, "xdp-ping", "--device", near.interface.name, "--dest", target,
-                                       "--count", "50"]))  # fmt: skip
+                                       "--count", "50", *PATIENT]))  # fmt: skip
             assert (pings["count"], pings["lost"]) == (50, 0)
             served = report(server)
         assert served["received"] == served["sent"] == 100
@@ -288,12 +289,18 @@ def test_xdp_tools_over_every_queue(queues, family):
         assert counted["workers"] == sent["workers"] == min(queues, len(os.sched_getaffinity(0)))
         with tool(far, "xdp-listener", "pong", *listener[2:], "--progress") as server:
             assert server.stdout.readline() == "ready\n"
+            # An answer to a host whose MAC address is not known yet is refused, and has it asked for.
+            tries = [report(tool(near, "os-ping", "--dest", target, "--count", "1", *PATIENT))]
+            while tries[-1]["lost"] and len(tries) < 10:
+                tries.append(report(tool(near, "os-ping", "--dest", target, "--count", "1", *PATIENT)))
             for payload in ("64", "8", "1433"):
-                pings = report(tool(near, "os-ping", "--dest", target, "--count", "20", "--payload-len", payload))
+                ping = ["os-ping", "--dest", target, "--count", "20", "--payload-len", payload, *PATIENT]
+                pings = report(tool(near, *ping))
                 assert (pings["count"], pings["lost"]) == (20, 0)
             server.send_signal(signal.SIGTERM)
             served = report(server)
-        assert (served["received"], served["sent"], served["errors"], served["other"]) == (60, 60, 0, 0)
+        assert (served["received"], served["sent"] + served["errors"], served["other"]) == (60 + len(tries),) * 2 + (0,)
+        assert served["errors"] < len(tries)
         one = report(tool(near, *sender, "--queue", str(queues - 1), "--duration-ms", "50", "--no-sequence"))
         assert list(one["by_queue"]) == [str(queues - 1)]
         assert one["sent"] == one["completions"] > 0
@@ -333,7 +340,7 @@ def test_a_sender_that_nobody_knows_does_not_hold_up_the_others(tool):
         with far.popen([*argv, "--json"], stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
             assert server.stdout.readline() == "ready\n"
             near.run(pretend)
-            ping = near.popen([*BENCHMARKS, "os-ping", "--dest", target, "--count", "20", "--json"],
+            ping = near.popen([*BENCHMARKS, "os-ping", "--dest", target, "--count", "20", *PATIENT, "--json"],
                               stdout=subprocess.PIPE, text=True, cwd=ROOT)  # fmt: skip
             pings = last_json(ping.communicate(timeout=SECONDS)[0])
             server.send_signal(signal.SIGINT)

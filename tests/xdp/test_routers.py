@@ -40,6 +40,10 @@ def raises_value_error():
     raise ValueError("out of order")
 
 
+def raises_a_send_error():
+    raise fs.SendError("not yours to raise", accepted=10**9)
+
+
 def answers_with_a_word():
     return "eth0"
 
@@ -49,10 +53,11 @@ def answers_with_a_word():
     [
         (raises_value_error, ValueError),
         (answers_with_a_word, fs.ConfigError),
+        (raises_a_send_error, fs.SendError),
         (lambda: fs.Unresolved.BLACKHOLE, fs.SendError),
         (lambda: fs.Egress(fs.IfIndex(1), bytes(6), bytes(6), 1500), fs.SendError),
     ],
-    ids=["raises", "no egress", "blackhole", "another interface"],
+    ids=["raises", "no egress", "a send error that counts wrong", "blackhole", "another interface"],
 )
 def test_what_went_before_is_gone_and_the_rest_stays(then, kind):
     near, far = open_with(then)

@@ -185,7 +185,7 @@ cdef class XdpAggregate:
             queue.leave()
             if isinstance(batch, XdpIpRecvBatch):
                 (<XdpIpRecvBatch> batch).note_queue(out, end, member.queue_number)
-            out = end
+            out = batch.tail = end      # at once: what else happens in this sweep, these packets are in it
             try:
                 queue.report()
             except Error as error:

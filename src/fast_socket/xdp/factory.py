@@ -74,7 +74,9 @@ class WorkerPlan:
                 channel.connect(self.factory)
                 channel.sendall(self.token)
                 return XdpProgram.receive_fds(channel)
-            except (ConnectionError, FileNotFoundError, TimeoutError) as error:
+            except (BlockingIOError, TimeoutError) as error:
+                raise DeviceError(f"the factory of this plan for {self.device} does not answer", error.errno) from error
+            except (ConnectionError, FileNotFoundError) as error:
                 raise DeviceError(f"the factory of this plan for {self.device} is closed", error.errno) from error
 
     def open_udp(self, *, local: Address, **options: Any) -> tuple[XdpUdpSocket[Any], ...]:
@@ -260,12 +262,17 @@ def hand_over(listener: socket.socket, program: XdpProgram, token: bytes) -> Non
             time.sleep(ACCEPT_PAUSE)  # this process has no descriptor left, or whoever asked is gone
             continue
         with channel, suppress(OSError):  # whoever asked is gone, or too slow
-            channel.settimeout(ASK_SECONDS)
             _, user, _ = UCRED.unpack(channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-            given = b""
-            while len(given) < TOKEN_SIZE and (more := channel.recv(TOKEN_SIZE - len(given))):
+            if user not in (0, os.geteuid()):
+                continue
+            given, until = b"", time.monotonic() + ASK_SECONDS
+            while len(given) < TOKEN_SIZE and (left := until - time.monotonic()) > 0:
+                channel.settimeout(left)
+                if not (more := channel.recv(TOKEN_SIZE - len(given))):
+                    break
                 given += more
-            if user in (0, os.geteuid()) and secrets.compare_digest(given, token):
+            channel.settimeout(ASK_SECONDS)
+            if secrets.compare_digest(given, token):
                 program.send_fds(channel)
 
 

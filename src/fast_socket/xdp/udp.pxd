@@ -40,7 +40,9 @@ cdef class XdpUdpSocket(XdpSocket):
     cdef int adopt(self, object options) except -1
     cdef object send_batch(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t limit)
     cdef int resolve_endpoint(self, XdpUdpEndpoint endpoint) except -1
-    cdef bint falls_back(self, error) except -1
+    cdef int settle(self, XdpUdpTxBatch batch, uint32_t total) except -1
+    cdef uint32_t find_way(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t slot, uint32_t limit,
+                           uint32_t before) except? 0xFFFFFFFF
     cdef uint32_t hand_over(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t first, uint32_t limit,
                             uint32_t before) except? 0xFFFFFFFF
     cdef object whole_packet(self, const Slots *slots, uint32_t slot, uint32_t limit, uint32_t *pieces)

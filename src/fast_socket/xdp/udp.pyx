@@ -75,6 +75,20 @@ cdef enum:
 
 cdef uint32_t NO_LIMIT = 0xFFFFFFFF
 
+cdef enum:
+    # What finding a way may come to, beside a number of slots.
+    HELD = 0xFFFFFFF0
+    KNOWN = 0xFFFFFFF1
+
+
+class FallbackRefused(Exception):
+    """What the fallback refused, and how many slots it took before. Never leaves a send."""
+
+    def __init__(self, taken, error):
+        super().__init__(taken, error)
+        self.taken, self.error = taken, error
+
+
 RECV_METADATA = (Metadata.ECN | Metadata.LOCAL | Metadata.TTL | Metadata.TIMESTAMP | Metadata.HARDWARE_TIMESTAMP
                  | Metadata.VLAN | Metadata.CHECKSUM)
 SEND_METADATA = Metadata.ECN | Metadata.LOCAL | Metadata.TTL
@@ -332,27 +346,17 @@ cdef class XdpUdpSocket(XdpSocket):
 
     cdef object send_batch(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t limit):
         cdef Outcome outcome
-        cdef uint32_t total = 0, slot, given
-        cdef const uint8_t *record
+        cdef uint32_t total = 0, slot, given = KNOWN
         self.check_batch(batch, True)
         self.begin_send(batch)
         memset(&outcome, 0, sizeof(outcome))
         try:
             try:
                 if endpoint is not None and endpoint.generation is not self.table.generation:
-                    batch.slots.busy = True
-                    try:
-                        self.resolve_endpoint(endpoint)
-                    except UnresolvedError as error:
-                        if not self.falls_back(error):
-                            raise
-                        self.latest_unresolved = error
-                        total = self.hand_over(batch, endpoint, batch.head, min(limit, batch.tail), 0)
-                        outcome.stop = DONE if total else RING_FULL
-                        return self.end_send(batch, &outcome, total)
-                    finally:
-                        batch.slots.busy = False
-                while True:
+                    given = self.find_way(batch, endpoint, batch.head, min(limit, batch.tail), 0)
+                    total = 0 if given >= HELD else given
+                    outcome.stop = RING_FULL if given == 0 and batch.head < batch.tail else DONE
+                while endpoint is None or given == KNOWN:
                     self.transmit(batch, endpoint, batch.head + total, min(limit, batch.tail), &outcome)
                     total += outcome.accepted
                     self.queue.publish_tx()
@@ -362,89 +366,103 @@ cdef class XdpUdpSocket(XdpSocket):
                     if self.foreign(&batch.slots, slot):
                         outcome.stop, outcome.accepted = BAD_FAMILY, 0
                         break
-                    record = batch.slots.addresses + <uint64_t> slot * batch.slots.address_stride
-                    try:
-                        if not self.ask_router(batch, record + (HOST_V6_OFFSET if self.records_v6 else HOST_V4_OFFSET),
-                                               self.records_v6):
-                            break
-                    except UnresolvedError as error:
-                        if not self.falls_back(error):
-                            raise
-                        given = self.hand_over(batch, None, slot, min(limit, batch.tail), total)
-                        total += given
-                        if given == 0:
-                            outcome.stop = RING_FULL            # the fallback is: counted alike
-                            break
+                    given = self.find_way(batch, None, slot, min(limit, batch.tail), total)
+                    if given == HELD:
+                        break
+                    total += 0 if given == KNOWN else given
+                    if given == 0:
+                        outcome.stop = RING_FULL        # the fallback is: counted alike
+                        break
             except UnresolvedError as error:
-                self.latest_unresolved = error
-                if endpoint is not None and self.hold and error.reason is Unresolved.NEIGHBOR:
-                    self.held += 1
-                    return 0
-                batch.accept(total)
-                self.ring_doorbell()
+                self.settle(batch, total)
                 raise SendError(f"cannot send packet {total} to {error.destination}: {error.reason.text}",
                                 errno.EHOSTUNREACH, accepted=total) from error
-            except SendError as error:      # the fallback's: `accepted` is ours already
-                batch.accept(error.accepted)
-                self.ring_doorbell()
-                raise
+            except FallbackRefused as refusal:
+                total += refusal.taken
+                self.settle(batch, total)
+                raise SendError(f"the fallback cannot send packet {total}: {refusal.error}",
+                                refusal.error.errno or errno.EINVAL, accepted=total) from refusal.error
             except BaseException:
-                batch.accept(total)         # what the device has is gone from the batch, whatever the router did
-                self.ring_doorbell()
+                self.settle(batch, total)       # whatever the router did
                 raise
             return self.end_send(batch, &outcome, total)
         finally:
             self.queue.leave()
 
-    cdef bint falls_back(self, error) except -1:
-        """Whether the kernel is to have what this says has no way here."""
-        return self.options.fallback is not None and error.reason is not Unresolved.NEIGHBOR
+    cdef int settle(self, XdpUdpTxBatch batch, uint32_t total) except -1:
+        """What the device has is gone from the batch, which is anybody's again."""
+        batch.slots.busy = False
+        batch.accept(total)
+        self.ring_doorbell()
+        return 0
+
+    cdef uint32_t find_way(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t slot, uint32_t limit,
+                           uint32_t before) except? 0xFFFFFFFF:
+        """Have a destination resolved: KNOWN; HELD where its neighbour is awaited; or how many slots the fallback took.
+        A router is anybody's code: the batch is busy meanwhile, and where this raises stays so until `settle`."""
+        cdef const uint8_t *record = batch.slots.addresses + <uint64_t> slot * batch.slots.address_stride
+        cdef uint32_t given = KNOWN
+        batch.slots.busy = True
+        try:
+            if endpoint is not None:
+                self.resolve_endpoint(endpoint)
+            else:
+                self.table.insert(key_of(record + (HOST_V6_OFFSET if self.records_v6 else HOST_V4_OFFSET),
+                                         self.records_v6))
+        except UnresolvedError as error:
+            self.latest_unresolved = error
+            if self.hold and error.reason is Unresolved.NEIGHBOR:
+                self.held += 1
+                given = HELD
+            elif self.options.fallback is None or error.reason is Unresolved.NEIGHBOR:
+                raise
+            else:
+                given = self.hand_over(batch, endpoint, slot, limit, before)
+        batch.slots.busy = False
+        return given
 
     cdef uint32_t hand_over(self, XdpUdpTxBatch batch, XdpUdpEndpoint endpoint, uint32_t first, uint32_t limit,
                             uint32_t before) except? 0xFFFFFFFF:
         """Give the fallback socket the packets from `first` on that go to one destination; returns how many slots it
-        took, 0 where it is full. Raises its `SendError`, the `before` slots that the device took counted too."""
+        took, 0 where it is full. The batch is busy. Raises `FallbackRefused`, and `SendError` for a bad slot."""
         cdef Slots *slots = &batch.slots
         cdef uint32_t slot = first, taken = 0, pieces, size
         cdef uint32_t stride = slots.address_stride
         cdef const uint8_t *record = slots.addresses + <uint64_t> first * stride
+        if first >= limit:
+            return 0
         fallback = self.options.fallback
         to = endpoint.spec.remote if endpoint is not None else read_record(record)
-        datagrams, ends = [], []                # behind each the slot, and how far into it
-        batch.slots.busy = True                 # a socket of any kind: what it calls is anybody's code
-        try:
-            while slot < limit and len(ends) < FALLBACK_BATCH:
-                if endpoint is None and memcmp(record, slots.addresses + <uint64_t> slot * stride, stride):
+        datagrams, ends, refused = [], [], None         # behind each the slot, and how far into it
+        while slot < limit and len(ends) < FALLBACK_BATCH:
+            if endpoint is None and memcmp(record, slots.addresses + <uint64_t> slot * stride, stride):
+                break
+            data = self.whole_packet(slots, slot, limit, &pieces)
+            if data is None or to[1] == 0:
+                if ends:
                     break
-                data = self.whole_packet(slots, slot, limit, &pieces)
-                if data is None or to[1] == 0:
-                    if ends:
-                        break
-                    number, why = REFUSALS[OUTSIDE_FRAME if to[1] else NO_DESTINATION]
-                    raise SendError(f"cannot send packet {before}: {why}", number, accepted=before)
-                size = (endpoint.segment_size if endpoint is not None else slots.segment_sizes[slot]) or len(data) or 1
-                for at in range(0, len(data) or 1, size):
-                    datagrams.append(data[at:at + size])
-                    ends.append((slot + pieces, 0) if at + size >= len(data) else (slot, at + size))
-                slot += pieces
-            out = fallback.tx_batch(len(datagrams))
-            for data in datagrams:
-                try:
-                    out.append(data, to)
-                except Error as error:
-                    if error.errno != errno.ENOBUFS:
-                        raise
-                    break                       # no more frames: the rest with the next call
-            refused = None
+                number, why = REFUSALS[OUTSIDE_FRAME if to[1] else NO_DESTINATION]
+                raise SendError(f"cannot send packet {before}: {why}", number, accepted=before)
+            size = (endpoint.segment_size if endpoint is not None else slots.segment_sizes[slot]) or len(data) or 1
+            for at in range(0, len(data) or 1, size):
+                datagrams.append(data[at:at + size])
+                ends.append((slot + pieces, 0) if at + size >= len(data) else (slot, at + size))
+            slot += pieces
+        out = fallback.tx_batch(len(datagrams))
+        for data in datagrams:
             try:
-                count = fallback.send(out)
-            except SendError as error:
-                count, refused = error.accepted, error
-            out.discard()
-            if not isinstance(count, int) or not 0 <= count <= len(ends):
-                raise ConfigError(f"the fallback's send() returned {count!r}: it must return how many packets it took")
-        finally:
-            batch.slots.busy = False
+                out.append(data, to)
+            except Error as error:              # no more frames: the rest with the next call; or it never fits there
+                if error.errno != errno.ENOBUFS and not len(out):
+                    refused = error
+                break
+        try:
+            count = fallback.send(out) if refused is None else 0
+        except SendError as error:
+            count, refused = error.accepted, error
+        out.discard()
+        if type(count) is not int or not 0 <= count <= len(ends):
+            raise ConfigError(f"the fallback's send() returned {count!r}: it must return how many packets it took")
         if count:
             slot, at = ends[count - 1]
             taken = slot - first
@@ -453,8 +471,7 @@ cdef class XdpUdpSocket(XdpSocket):
                 slots.lengths[slot] -= <uint32_t> at
             self.handed_over += count
         if refused is not None:
-            refused.accepted = before + taken
-            raise refused
+            raise FallbackRefused(taken, refused)
         return taken
 
     cdef object whole_packet(self, const Slots *slots, uint32_t slot, uint32_t limit, uint32_t *pieces):

@@ -1,14 +1,16 @@
 """What all tests share: root, time, and how hard hypothesis looks."""
 
+import gc
 import os
 
 import hypothesis
 import pytest
 
 # Packet I/O on a shared machine takes as long as it takes: no example is judged by the clock.
-hypothesis.settings.register_profile("dev", deadline=None, max_examples=50)
-hypothesis.settings.register_profile("ci", deadline=None, max_examples=200, print_blob=True)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+# HYPOTHESIS_PROFILE=thorough looks harder than a change has time for.
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=50, print_blob=True)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 IS_ROOT = os.geteuid() == 0
 
@@ -28,6 +30,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("root"):
             item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+def pytest_collection_finish():
+    """Thousands of tests in memory would be gone through by each collection that one of them asks for."""
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -32,8 +32,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs root"))
 
 
-def pytest_collection_finish():
+@pytest.fixture(autouse=True, scope="module")
+def _quick_collections():
     """Thousands of tests in memory would be gone through by each collection that one of them asks for."""
+    gc.collect()
     gc.freeze()
 
 

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from fast_socket.aio.transport import DatagramTransport
+from fast_socket.aio.transport import RX_BATCH, TX_BATCH, DatagramTransport
 from fast_socket.core.errors import ConfigError
 from fast_socket.core.layout import BufferLayout
 
 Protocol = TypeVar("Protocol", bound=asyncio.BaseProtocol)
 
-BATCH = 256  # datagrams that are gathered before they leave, and slots of a receive
-RX_FRAMES = 128
+RX_FRAMES = RX_BATCH + 1  # one for the receive of one
 MAX_DATAGRAM = 65_535  # a coalesced packet can be as large
 TX_CAPACITY = 2048  # larger datagrams go one by one, past the batch
 
@@ -86,7 +85,6 @@ async def create_datagram_endpoint(
             protocol,
             peer=peer,
             connected=connected_to is not None,
-            batch=BATCH,
             budget=budget,
             extra=extra,
             owned=owned,
@@ -125,7 +123,7 @@ def _adopt(owned: socket.socket, options: dict[str, Any]) -> tuple[Any, tuple[An
         "rx_layout": BufferLayout(payload_capacity=MAX_DATAGRAM),
         "tx_layout": BufferLayout(payload_capacity=TX_CAPACITY),
         "rx_frames": RX_FRAMES,
-        "tx_frames": BATCH,
+        "tx_frames": TX_BATCH,
         "icmp_errors": "raise",
     } | options
     if "pool" in options:

@@ -20,10 +20,14 @@ from fast_socket.core.errors import ConfigError, Error, SendError
 
 Address = tuple[Any, ...]
 
+RX_BATCH = 128  # packets in a receive
+TX_BATCH = 256  # datagrams that are gathered before they leave
 HIGH_WATER = 64 * 1024  # as asyncio's own transports
 HEADER = 8  # what a datagram counts in the buffer beside its bytes, as asyncio counts it
 RETRY_SECONDS = 0.001  # of a socket whose descriptor does not say when it has room
+MANY = 32  # packets in a receive, from which on there may be more
 MOST_ADDRESSES = 4096  # that are kept in both forms
+ALONE = 16  # receives for one datagram after one that came by itself, before there may be a batch again
 #: What an earlier datagram left on the socket (icmp(7)): this one has not failed, and is sent again.
 STALE = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
 
@@ -44,7 +48,6 @@ class DatagramTransport(asyncio.DatagramTransport):
         *,
         peer: Address | None,
         connected: bool,
-        batch: int,
         budget: int,
         extra: dict[str, Any],
         owned: Any = None,
@@ -58,9 +61,11 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._thread = threading.get_ident()
         self._fd = sock.fileno()
         self._budget = budget
-        self._rx, self._tx = sock.recv_batch(batch), sock.tx_batch(batch)
+        self._rx, self._rx_one, self._tx = sock.recv_batch(RX_BATCH), sock.recv_batch(1), sock.tx_batch(TX_BATCH)
+        self._recv, self._send = sock.recv, sock.send
+        self._most_alone = ALONE if owned is not None and sock.pool.rx_frames > RX_BATCH else 0
+        self._alone = 0  # how many more receives are for one datagram
         self._append = self._tx.append
-        self._full = max(batch // 4, 1)  # packets in a receive that leave the question whether there are more
         self._gathered = 0  # bytes in the transmit batch, as the buffer counts them
         self._late: deque[tuple[bytes, Address | None]] = deque()  # behind a batch that could not leave
         self._late_size = 0
@@ -136,24 +141,34 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._loop.add_reader(self._fd, self._readable)
 
     def _readable(self) -> None:
-        left, rx, recv = self._budget, self._rx, self._sock.recv
+        rx = self._rx
+        if self._alone:  # the last one came by itself: a receive for one is quicker
+            self._alone -= 1
+            rx = self._rx_one
+        left = self._budget
         flushing, self._flushing = self._flushing, True  # what is sent meanwhile leaves at the end of this, not later
         try:
-            while left > 0 and not self._closing:
+            while True:
                 try:
-                    count = recv(rx)
+                    count = self._recv(rx)
                 except Error as error:
                     self._call(self._protocol.error_received, plain(error))
                     break
-                if self._on_batch is not None and count:
+                datagrams = rx.datagram_count
+                if not count:
+                    self._alone = 0
+                    break
+                if self._on_batch is not None:
                     self._call(self._on_batch, rx)
-                elif count == 1 and rx.datagram_count == 1:
+                elif datagrams == 1:
                     packet = rx[0]
                     self._hand_over(bytes(packet), packet.address)
-                elif count:
+                    if rx is self._rx:
+                        self._alone = self._most_alone
+                else:
                     self._deliver(rx)
-                left -= rx.datagram_count
-                if count < self._full:  # so there is no more, and the loop says when there is
+                left -= datagrams
+                if count < MANY or left <= 0 or self._closing:  # fewer: the loop says when there is more
                     break
         except (SystemExit, KeyboardInterrupt):
             raise
@@ -268,7 +283,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         while True:
             while len(tx):
                 try:
-                    self._sock.send(tx)
+                    self._send(tx)
                 except SendError as error:
                     stale = error.errno in STALE and self._owned is not None and not (retried and not error.accepted)
                     retried = stale
@@ -312,8 +327,10 @@ class DatagramTransport(asyncio.DatagramTransport):
                 self._late_size -= len(data) + HEADER
             if not len(tx):
                 return
-        self._stop_writing()
-        self._resume()
+        if self._writing:
+            self._stop_writing()
+        if self._paused:
+            self._resume()
         if self._closing and not self._lost:
             self._lose(None)
 
@@ -332,7 +349,7 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._flush()
 
     def _stop_writing(self) -> None:
-        if self._writing and self._owned is not None:
+        if self._owned is not None:
             self._writing = False
             self._loop.remove_writer(self._fd)
 
@@ -342,7 +359,7 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._call(self._protocol.pause_writing)
 
     def _resume(self) -> None:
-        if self._paused and self.get_write_buffer_size() <= self._low:
+        if self.get_write_buffer_size() <= self._low:
             self._paused = False
             self._call(self._protocol.resume_writing)
 
@@ -386,7 +403,8 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def _lose(self, error: BaseException | None) -> None:
         self._lost = True
-        self._stop_writing()
+        if self._writing:
+            self._stop_writing()
         self._loop.call_soon(self._finish, error)
 
     def _finish(self, error: BaseException | None) -> None:

@@ -2,8 +2,10 @@
 
 import ipaddress
 
+from cpython.long cimport PyLong_AsLongAndOverflow
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memset, strlen
 
 from fast_socket.core.errors import ConfigError
 
@@ -83,6 +85,32 @@ cdef int write_host(uint8_t *host, bint v6, object address, str what) except -1:
     raise ConfigError(f"{what} {address!r} is not an IP address; names are not resolved here")
 
 
+cdef bint write_plain(uint8_t *record, bint v6, object address) except -1:
+    """Write an address of the family, without a scope, in the usual form: a tuple of exactly str and int. False is
+    anything else, and nothing of the caller's has run."""
+    cdef uint16_t family = AF_INET6 if v6 else AF_INET
+    cdef uint16_t port_be
+    cdef Py_ssize_t size
+    cdef const char *text
+    cdef int overflow
+    cdef long number
+    if type(address) is not tuple or len(<tuple> address) != 2:
+        return False
+    host, port = <tuple> address
+    if type(host) is not str or type(port) is not int or not (<str> host).isascii():
+        return False
+    number = PyLong_AsLongAndOverflow(port, &overflow)
+    text = PyUnicode_AsUTF8AndSize(host, &size)
+    if overflow or not 0 <= number <= 65535 or <Py_ssize_t> strlen(text) != size:
+        return False
+    if inet_pton(family, text, record + (HOST_V6_OFFSET if v6 else HOST_V4_OFFSET)) != 1:
+        return False
+    port_be = htons(<uint16_t> number)
+    memcpy(record, &family, 2)
+    memcpy(record + PORT_OFFSET, &port_be, 2)
+    return True
+
+
 cdef int write_record(uint8_t *record, bint v6, object address, str what) except -1:
     """Write one address record for a socket of this family. Raises ConfigError and leaves zeros behind."""
     cdef uint16_t family = AF_INET6 if v6 else AF_INET
@@ -90,6 +118,8 @@ cdef int write_record(uint8_t *record, bint v6, object address, str what) except
     cdef uint32_t scope = 0
     cdef str host, zone
     memset(record, 0, STRIDE_V6 if v6 else STRIDE_V4)
+    if write_plain(record, v6, address):
+        return 0
     host_text, port = _split(address, what)
     if not 0 <= port <= 65535:
         raise ConfigError(f"{what} {address!r}: port {port} is not in 0..65535")

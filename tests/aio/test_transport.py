@@ -1,6 +1,7 @@
 """What our endpoint does beyond asyncio's: batches, budgets, back-pressure, sockets of other backends, clear errors."""
 
 import asyncio
+import errno
 import gc
 import threading
 from typing import Any
@@ -10,9 +11,12 @@ import pytest
 
 import fast_socket as fs
 from fast_socket import aio
+from fast_socket.lab import Lab, why_unavailable
 from tests.aio.test_contract import HERE, Recorder, end, pair
 
 create = aio.create_datagram_endpoint
+UNAVAILABLE = why_unavailable()
+needs_lab = pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
 
 
 @pytest.fixture
@@ -178,6 +182,83 @@ def test_a_simulated_device(run: Any) -> None:
         assert isinstance(near.told[1], OSError)
         await end(near, far)
         assert all(sock.closed for sock in socks)
+
+    run(main())
+
+
+def test_a_backend_by_name(run: Any) -> None:
+    async def main() -> None:
+        wire = fs.Wire()
+        devices = [fs.SimulatedDevice(wire, addresses=[f"192.0.2.{i}/24"]) for i in (1, 2)]
+        (_, near), (_, far) = [
+            await create(Recorder, (f"192.0.2.{i}", 9000), backend="xdp", device=device, rx_ring=64)
+            for i, device in enumerate(devices, 1)
+        ]
+        near.transport.sendto(b"there", ("192.0.2.2", 9000))
+        await far.until(1)
+        assert far.transport.get_extra_info("sockname") == ("192.0.2.2", 9000)
+        await end(near, far)
+        for wrong in ({"device": devices[0]}, {"local_addr": ("192.0.2.1", 1)}, {"backend": "dpdk"}):
+            with pytest.raises(ValueError):
+                await create(Recorder, **{"backend": "xdp", **wrong})
+        with pytest.raises(ValueError):
+            await create(Recorder, ("192.0.2.1", 1), ("192.0.2.2", 1), backend="xdp", device=devices[0])
+
+    run(main())
+
+
+@pytest.mark.root
+@needs_lab
+def test_a_queue_of_a_device(run: Any) -> None:
+    """An endpoint on an AF_XDP queue answers what a kernel socket asks, and the other way round."""
+    with Lab() as lab:
+        near, far = lab.host("a"), lab.host("b")
+        link = lab.link(near, far)
+        server = far.run(fs.XdpUdpSocket.open, link.b.name, local=(link.b.ipv4, 9000))
+        client = near.run(fs.OsUdpSocket.connect, (link.b.ipv4, 9000))
+
+        async def main() -> None:
+            (_, there), (_, here) = [await create(Recorder, sock=sock) for sock in (server, client)]
+            for number in range(500):
+                here.transport.sendto(b"%d" % number)
+                if number % 50 == 49:
+                    await there.until(number + 1)
+            assert [data for data, _ in there.got] == [b"%d" % number for number in range(500)]
+            for number, (data, sender) in enumerate(there.got):
+                there.transport.sendto(data, sender)
+                if number % 50 == 49:  # the buffer of a kernel socket has room for some 250
+                    await here.until(number + 1)
+            assert [data for data, _ in here.got] == [b"%d" % number for number in range(500)]
+            await end(there, here)
+
+        run(main())
+
+
+def test_a_protocol_that_holds_all_frames(run: Any) -> None:
+    """It is told, the loop goes on without spinning, and what waited is received when a frame is let go."""
+
+    async def main() -> None:
+        class Keeping(Recorder):
+            def datagrams_received(self, batch: Any) -> None:
+                self.got += [packet.take() for packet in batch]  # type: ignore[misc]
+                self.news.set()
+
+        layout = fs.BufferLayout(payload_capacity=2048)
+        pool = fs.FramePool(rx_frames=4, tx_frames=16, rx_layout=layout, tx_layout=layout)
+        _, server = await create(Keeping, HERE, pool=pool, gro=False)
+        _, client = await create(Recorder, remote_addr=server.transport.get_extra_info("sockname"))
+        for number in range(6):
+            client.transport.sendto(b"%d" % number)
+        await server.until(4)
+        before = len(server.told)
+        await asyncio.sleep(0.1)
+        assert 0 < len(server.told) - before <= 110
+        assert {error.errno for error in server.told[before:]} == {errno.ENOBUFS}
+        for packet in server.got:
+            packet.release()
+        await server.until(6)
+        assert [bytes(packet) for packet in server.got[4:]] == [b"4", b"5"]
+        await end(server, client)
 
     run(main())
 

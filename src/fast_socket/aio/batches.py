@@ -66,7 +66,7 @@ class AsyncUdp(Generic[Rx, Tx]):
             elif hasattr(self._sock, "recv_buffer_size"):  # the kernel says when its buffer has room
                 await self._wait("send_batch")
             else:
-                await asyncio.sleep(RETRY_SECONDS)
+                await self._wait("send_batch", RETRY_SECONDS)
         return sent
 
     def __aiter__(self) -> AsyncIterator[Rx]:
@@ -102,14 +102,19 @@ class AsyncUdp(Generic[Rx, Tx]):
         if what in self._waiting:
             raise RuntimeError(f"{what}() is awaited by another task already")
 
-    async def _wait(self, what: str) -> None:
+    async def _wait(self, what: str, seconds: float | None = None) -> None:
+        """Until the descriptor is readable, or writable; or for some time."""
         loop = asyncio.get_running_loop()
         self._waiting[what] = future = loop.create_future()
-        (loop.add_reader if what == "recv_batch" else loop.add_writer)(self._fd, self._wake, what)
+        timer = None if seconds is None else loop.call_later(seconds, self._wake, what)
+        if timer is None:
+            (loop.add_reader if what == "recv_batch" else loop.add_writer)(self._fd, self._wake, what)
         try:
             await future
         finally:
             self._wake(what)
+            if timer is not None:
+                timer.cancel()
 
     def _wake(self, what: str) -> None:
         """End a wait; its descriptor is the loop's no more, so that it may be closed."""

@@ -30,6 +30,7 @@ async def create_datagram_endpoint(
     reuse_port: bool | None = None,
     allow_broadcast: bool | None = None,
     sock: Any = None,
+    backend: str = "os",
     budget: int = 1024,
     **options: Any,
 ) -> tuple[DatagramTransport, Protocol]:
@@ -38,7 +39,8 @@ async def create_datagram_endpoint(
     `sock` is a `socket.socket`, which the transport then owns, or a wait-driven UDP socket of this package, say an
     `XdpUdpSocket`. `budget` is how many datagrams a wake-up hands to the protocol before others have their turn.
     `options` are those of `OsUdpOptions`, such as ``recv_buffer=4 << 20`` or ``metadata=Metadata.ECN``; GRO and GSO are
-    on unless they say otherwise.
+    on unless they say otherwise. With ``backend="xdp"`` an `XdpUdpSocket` is opened on `local_addr`, and they are
+    `device`, `queue` (0) and those of `XdpUdpOptions`.
 
     Raises what asyncio raises: `ValueError` for arguments that contradict each other, `OSError` for addresses that
     cannot be bound or reached; and `ConfigError` for a wrong option.
@@ -46,10 +48,17 @@ async def create_datagram_endpoint(
     loop = asyncio.get_running_loop()
     if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
         raise ConfigError(f"budget is {budget!r}: give a number of datagrams from 1")
+    if backend not in ("os", "xdp"):
+        raise ConfigError(f'backend is {backend!r}: give "os" or "xdp"')
     peer: tuple[Any, ...] | None = None
     owned: Any = None
     ours: Any = sock
-    if sock is not None:
+    if backend == "xdp":
+        if local_addr is None or any((sock, remote_addr, family, proto, flags, reuse_port, allow_broadcast)):
+            raise ValueError('backend="xdp" takes local_addr, device and queue: its sockets are not connected, and '
+                             "share no port with others")  # fmt: skip
+        ours = _open_queue(local_addr, **options)
+    elif sock is not None:
         if any((local_addr, remote_addr, family, proto, flags, reuse_port, allow_broadcast)):
             raise ValueError("sock is given: local_addr, remote_addr, family, proto, flags, reuse_port and "
                              "allow_broadcast say what a new one is to be like, leave them out")  # fmt: skip
@@ -104,6 +113,14 @@ async def create_datagram_endpoint(
         transport.close()
         raise
     return transport, protocol
+
+
+def _open_queue(local_addr: tuple[str, int], *, device: Any = None, queue: int = 0, **options: Any) -> Any:
+    from fast_socket.xdp import XdpUdpSocket
+
+    if device is None:
+        raise ConfigError('backend="xdp" without device: give the name of the interface')
+    return XdpUdpSocket.open(device, queue, local=local_addr, **options)
 
 
 def _wake(waiter: "asyncio.Future[None]") -> None:

@@ -24,7 +24,7 @@ RX_BATCH = 128  # packets in a receive
 TX_BATCH = 256  # datagrams that are gathered before they leave
 HIGH_WATER = 64 * 1024  # as asyncio's own transports
 HEADER = 8  # what a datagram counts in the buffer beside its bytes, as asyncio counts it
-RETRY_SECONDS = 0.001  # of a socket whose descriptor does not say when it has room
+RETRY_SECONDS = 0.001  # where no descriptor says when there is room, or a free frame
 MANY = 32  # packets in a receive, from which on there may be more
 MOST_ADDRESSES = 4096  # that are kept in both forms
 ALONE = 16  # receives for one datagram after one that came by itself, before there may be a batch again
@@ -136,13 +136,13 @@ class DatagramTransport(asyncio.DatagramTransport):
     # ---- receiving ----
 
     def start(self) -> None:
-        """Begin to receive: after `connection_made`."""
+        """Receive from now on: after `connection_made`."""
         if not self._closing:
             self._loop.add_reader(self._fd, self._readable)
 
     def _readable(self) -> None:
         rx = self._rx
-        if self._alone:  # the last one came by itself: a receive for one is quicker
+        if self._alone:  # the last one came by itself: a receive for one is quicker, from a frame kept for it
             self._alone -= 1
             rx = self._rx_one
         left = self._budget
@@ -152,6 +152,11 @@ class DatagramTransport(asyncio.DatagramTransport):
                 try:
                     count = self._recv(rx)
                 except Error as error:
+                    if error.errno == errno.ENOBUFS:
+                        if rx is self._rx_one:  # its frame is elsewhere, others may be free
+                            self._alone = 0
+                            break
+                        self._rest()
                     self._call(self._protocol.error_received, plain(error))
                     break
                 datagrams = rx.datagram_count
@@ -178,6 +183,12 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._flushing = flushing
             if self._gathered and not self._writing and not self._lost:
                 self._flush()
+
+    def _rest(self) -> None:
+        """The protocol holds all frames, and the descriptor stays readable: not again at once, and for ever."""
+        if not self._closing:
+            self._loop.remove_reader(self._fd)
+            self._loop.call_later(RETRY_SECONDS, self.start)
 
     def _deliver(self, rx: Any) -> None:
         datagrams = rx.datagrams()

@@ -2,27 +2,14 @@
 
 import asyncio
 import contextlib
-import signal
 import time
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 import fast_socket as fs
+from benchmarks.aio_loops import Endpoint, Loop, creator, end_of_run, factory
 from examples import _cli
-from fast_socket import aio
-
-
-class Endpoint(StrEnum):
-    STANDARD = "asyncio"
-    OURS = "fast_socket"
-    BATCHES = "batches"
-
-
-class Loop(StrEnum):
-    STANDARD = "asyncio"
-    UVLOOP = "uvloop"
 
 
 class Echo(asyncio.DatagramProtocol):
@@ -71,13 +58,9 @@ def aio_echo(
     address = fs.parse_address(bind, "--bind")
 
     async def serve() -> tuple[int, float]:
-        create: Any = asyncio.get_running_loop().create_datagram_endpoint
-        if endpoint is not Endpoint.STANDARD:
-            create = aio.create_datagram_endpoint
-        transport, protocol = await create(BatchEcho if endpoint is Endpoint.BATCHES else Echo, local_addr=address)
-        over = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, over.set)
+        protocol_factory = BatchEcho if endpoint is Endpoint.BATCHES else Echo
+        transport, protocol = await creator(endpoint)(protocol_factory, local_addr=address)
+        over = end_of_run()
         run.ready()
         try:
             # From the first datagram to the last, as far as a look every 5 ms can tell.
@@ -99,13 +82,3 @@ def aio_echo(
         mode="echo", endpoint=endpoint.value, loop=loop.value, received=received, seconds=round(seconds, 6),
         pps=_cli.rate(received, seconds),
     )  # fmt: skip
-
-
-def factory(loop: Loop) -> Any:
-    if loop is Loop.STANDARD:
-        return asyncio.SelectorEventLoop
-    try:
-        import uvloop
-    except ImportError:
-        raise fs.ConfigError("--loop uvloop: it is not installed: pip install uvloop") from None
-    return uvloop.new_event_loop

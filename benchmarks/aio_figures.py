@@ -1,7 +1,11 @@
 """The comparisons of asyncio endpoints: the same protocol over asyncio's own, uvloop's and ours."""
 
+import sys
+
 from benchmarks.figures import LIMIT, PAYLOAD_LEN, Ends, Figure, Measure, Sample, bouncing, milliseconds
 from benchmarks.processes import OURS
+
+QUIC = [sys.executable, "-m", "benchmarks.aio_quic"]
 
 
 def server(ends: Ends, endpoint: str, loop: str) -> list[str]:
@@ -26,6 +30,21 @@ def round_trip(endpoint: str, loop: str) -> Measure:
         lambda ends: server(ends, endpoint, loop),
         lambda ends: [*OURS, "os-ping", "--dest", ends.target, "--json", "--payload-len", str(PAYLOAD_LEN)],
     )
+
+
+def download(endpoint: str, loop: str) -> Measure:
+    """Bytes a second of an HTTP/3 download, aioquic at both ends, over the same kind of endpoint."""
+
+    def measure(ends: Ends, seconds: float) -> Sample:
+        kind = ["--endpoint", endpoint, "--loop", loop, "--json", *milliseconds(seconds + LIMIT)]
+        server = ends.receiver([*QUIC, "--bind", ends.target, *kind])
+        size = str(max(int(10 * seconds), 1))  # megabytes, of which aioquic moves some 10 a second
+        get = ends.sender([*QUIC, "--dest", ends.target, "--megabytes", size, *kind])
+        report = get.report(seconds + LIMIT)
+        server.stop()
+        return Sample(report["rate"], {"bytes": report["bytes"]})
+
+    return measure
 
 
 AIO_FIGURES = (
@@ -58,5 +77,14 @@ AIO_FIGURES = (
         targets={"asyncio": 1.0},
         less_is_better=True,
         scale=1e-3,
+    ),
+    Figure(
+        "aio-quic",
+        "asyncio: HTTP/3 download by aioquic",
+        "MB/s",
+        {"fast_socket": download("fast_socket", "asyncio"), "asyncio": download("asyncio", "asyncio")},
+        targets={"asyncio": 1.3},
+        scale=1e-6,
+        note="Both ends over the same kind of endpoint, on the standard loop; no loss but the kernel's.",
     ),
 )

@@ -1,11 +1,8 @@
 """Clients and servers that others wrote, unmodified, over our endpoint: the loop's own method is replaced, no more."""
 
 import asyncio
-import datetime
 import socket
-import ssl
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,70 +39,25 @@ def run(request: pytest.FixtureRequest) -> Callable[[Any], Any]:
 # ---- QUIC and HTTP/3: aioquic ----
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for localhost and its key."""
-    pytest.importorskip("aioquic")
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    folder = tmp_path_factory.mktemp("certificate")
-    (folder / "certificate.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return folder / "certificate.pem", folder / "key.pem"
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(2 * SECONDS)
 @pytest.mark.parametrize(("run", "megabytes"), [("asyncio", 50), ("uvloop", 10)], indirect=["run"])
-def test_http3_with_its_loss_recovery(run: Any, certificate: tuple[Path, Path], megabytes: int) -> None:
+def test_http3_with_its_loss_recovery(run: Any, megabytes: int) -> None:
     """Every 200th datagram to the client is thrown away; every byte arrives."""
-    from aioquic.asyncio import QuicConnectionProtocol, connect, serve
-    from aioquic.h3.connection import H3_ALPN, H3Connection
-    from aioquic.h3.events import DataReceived, HeadersReceived
-    from aioquic.quic.configuration import QuicConfiguration
+    pytest.importorskip("aioquic")
+    from aioquic.asyncio import connect, serve
+
+    from benchmarks.aio_quic import Get, Serve, client_side, content, server_side
 
     size = megabytes * 1_000_000
-    block = bytes(range(256)) * 4
-    content = (block * (size // len(block) + 1))[:size]
     transports: list[Any] = []
 
-    class Server(QuicConnectionProtocol):  # type: ignore[misc]
-        http: Any = None
-
-        def quic_event_received(self, event: Any) -> None:
-            self.http = self.http or H3Connection(self._quic)
-            for told in self.http.handle_event(event):
-                if isinstance(told, HeadersReceived):
-                    self.http.send_headers(told.stream_id, [(b":status", b"200")])
-                    self.http.send_data(told.stream_id, content, end_stream=True)
-                    self.transmit()
-
-    class Client(QuicConnectionProtocol):  # type: ignore[misc]
+    class Losing(Get):
         datagrams = thrown_away = 0
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             transports.append(transport)
-            self.http = H3Connection(self._quic)
-            self.got = bytearray()
-            self.done = asyncio.get_running_loop().create_future()
 
         def datagram_received(self, data: Any, addr: Any) -> None:
             self.datagrams += 1
@@ -114,31 +66,11 @@ def test_http3_with_its_loss_recovery(run: Any, certificate: tuple[Path, Path], 
             else:
                 super().datagram_received(data, addr)
 
-        def quic_event_received(self, event: Any) -> None:
-            for told in self.http.handle_event(event):
-                if isinstance(told, DataReceived):
-                    self.got += told.data
-                    if told.stream_ended:
-                        self.done.set_result(None)
-
-        async def get(self) -> None:
-            stream = self._quic.get_next_available_stream_id()
-            headers = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"localhost"), (b":path", b"/")]
-            self.http.send_headers(stream, headers, end_stream=True)
-            self.transmit()
-            await self.done
-
     async def main() -> None:
-        here = QuicConfiguration(is_client=False, alpn_protocols=H3_ALPN)
-        here.load_cert_chain(*certificate)
-        there = QuicConfiguration(
-            is_client=True, alpn_protocols=H3_ALPN, verify_mode=ssl.CERT_NONE, max_data=1 << 30, max_stream_data=1 << 30
-        )
-        server = await serve("::1", 0, configuration=here, create_protocol=Server)
+        server = await serve("::1", 0, configuration=server_side(), create_protocol=Serve)
         port = server._transport.get_extra_info("sockname")[1]
-        async with connect("::1", port, configuration=there, create_protocol=Client) as client:
-            await client.get()
-            assert client.got == content
+        async with connect("::1", port, configuration=client_side(), create_protocol=Losing) as client:
+            assert await client.get(size) == content(size)
             assert client.thrown_away > size / 1200 / 200 * 0.9
         server.close()
         assert all(isinstance(transport, DatagramTransport) for transport in [*transports, server._transport])

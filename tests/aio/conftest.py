@@ -30,13 +30,13 @@ def run(kind: str) -> Callable[[Coroutine[Any, Any, Any]], Any]:
     if factory is None:
         pytest.skip("needs uvloop")
 
-    def start(coroutine: Coroutine[Any, Any, Any], *, errors: list[Any] | None = None) -> Any:
+    def start(coroutine: Coroutine[Any, Any, Any], *, errors: list[Any] | None = None, seconds: float = 20) -> Any:
         seen: list[Any] = [] if errors is None else errors
 
         async def watched() -> Any:
             loop = asyncio.get_running_loop()
             loop.set_exception_handler(lambda _, context: seen.append(context))
-            return await asyncio.wait_for(coroutine, 20)
+            return await asyncio.wait_for(coroutine, seconds)
 
         with asyncio.Runner(loop_factory=factory) as runner:
             result = runner.run(watched())

@@ -1,6 +1,7 @@
 """What asyncio documents of datagram endpoints, over its own transport and ours."""
 
 import asyncio
+import gc
 import os
 import socket
 from typing import Any
@@ -357,7 +358,7 @@ def test_broadcast_needs_to_be_allowed(run: Any, create: Any) -> None:
 def test_thousands_of_endpoints_leave_nothing(run: Any, create: Any) -> None:
     async def main() -> None:
         before = len(descriptors())
-        for _ in range(20):
+        for _ in range(100):
             both = [await pair(create) for _ in range(10)]
             for server, client in both:
                 client.transport.sendto(b"x")
@@ -366,6 +367,37 @@ def test_thousands_of_endpoints_leave_nothing(run: Any, create: Any) -> None:
         await asyncio.sleep(0.01)
         assert len(descriptors()) <= before
         assert len(asyncio.all_tasks()) <= 2
+
+    run(main())
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_cancelled_while_it_is_made(run: Any, create: Any, name: str) -> None:
+    """At whichever await: what was opened is closed, and the protocol is told."""
+
+    async def main() -> None:
+        before = len(descriptors())
+        made: list[Recorder] = []
+
+        def factory() -> Recorder:
+            made.append(Recorder())
+            return made[-1]
+
+        for steps in range(8):
+            task = asyncio.create_task(create(factory, (name, 0), family=socket.AF_INET))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            try:
+                transport, _ = await task
+            except asyncio.CancelledError:
+                continue
+            transport.close()
+        await asyncio.sleep(0.05)
+        assert all(protocol.told in ([], ["made", ("lost", None)]) for protocol in made), [it.told for it in made]
+        del made[:]
+        gc.collect()
+        assert len(descriptors()) <= before + 1  # a thread that resolves names may have its own
 
     run(main())
 

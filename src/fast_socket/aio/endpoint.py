@@ -154,6 +154,15 @@ def _adopt(owned: socket.socket, options: dict[str, Any]) -> tuple[Any, tuple[An
         raise
 
 
+def _numeric(address: tuple[str, int], family: int, proto: int, flags: int) -> Any:
+    """The answers for an address that is no name, which needs no thread; nothing for a name."""
+    flags |= socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+    try:
+        return socket.getaddrinfo(*address, family=family, type=socket.SOCK_DGRAM, proto=proto, flags=flags)
+    except socket.gaierror:
+        return None
+
+
 async def _open(
     loop: asyncio.AbstractEventLoop,
     local_addr: tuple[str, int] | None,
@@ -177,7 +186,9 @@ async def _open(
                 continue
             if not (isinstance(address, tuple) and len(address) == 2):
                 raise TypeError("2-tuple is expected")
-            answers = await loop.getaddrinfo(*address, family=family, type=socket.SOCK_DGRAM, proto=proto, flags=flags)
+            answers = _numeric(address, family, proto, flags) or await loop.getaddrinfo(
+                *address, family=family, type=socket.SOCK_DGRAM, proto=proto, flags=flags
+            )
             if not answers:
                 raise OSError("getaddrinfo() returned empty list")
             for answer_family, _, answer_proto, _, resolved in answers:

@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from fast_socket.core.errors import ConfigError, Error, SendError
@@ -24,6 +25,8 @@ RX_BATCH = 128  # packets in a receive
 TX_BATCH = 256  # datagrams that are gathered before they leave
 HIGH_WATER = 64 * 1024  # as asyncio's own transports
 HEADER = 8  # what a datagram counts in the buffer beside its bytes, as asyncio counts it
+GATHER_SECONDS = 0.0001  # within a wake-up, before what was gathered leaves all the same
+LOOK_EVERY = 8  # datagrams before a look at the clock
 RETRY_SECONDS = 0.001  # where no descriptor says when there is room, or a free frame
 MANY = 32  # packets in a receive, from which on there may be more
 MOST_ADDRESSES = 4096  # that are kept in both forms
@@ -145,7 +148,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         if self._alone:  # the last one came by itself: a receive for one is quicker, from a frame kept for it
             self._alone -= 1
             rx = self._rx_one
-        left = self._budget
+        left, self._due = self._budget, monotonic() + GATHER_SECONDS
         flushing, self._flushing = self._flushing, True  # what is sent meanwhile leaves at the end of this, not later
         try:
             while True:
@@ -199,6 +202,9 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._hand_over(data, address)
             if self._closing:
                 return
+            if not at % LOOK_EVERY and self._gathered and monotonic() > self._due and not self._writing:
+                self._flush()  # a protocol that takes long: its peers do not wait for the end of the batch
+                self._due = monotonic() + GATHER_SECONDS
 
     def _hand_over(self, data: bytes, address: Any) -> None:
         if self._v6:

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import gc
+import socket
 import threading
 from typing import Any
 
@@ -231,6 +232,66 @@ def test_a_simulated_device(run: Any) -> None:
         assert isinstance(near.told[1], OSError)
         await end(near, far)
         assert all(sock.closed for sock in socks)
+
+    run(main())
+
+
+class Stuck(socket.socket):
+    """Has no room for what is sent by itself, while `stuck`."""
+
+    stuck = True
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        if self.stuck:
+            raise BlockingIOError
+        return super().send(data, flags)
+
+
+@pytest.mark.parametrize("how", ["goes on", "close", "close in pause", "abort in pause"])
+def test_large_datagrams_wait_for_room_in_their_order(run: Any, how: str) -> None:
+    """What does not fit a frame goes past the batch, and keeps its place among what does."""
+    sizes = [10, 4000, 20, 4001, 4002, 30, 5000, 40]
+
+    async def main() -> None:
+        _, server = await create(Recorder, HERE)
+        own = Stuck(socket.AF_INET, socket.SOCK_DGRAM)
+        own.connect(server.transport.get_extra_info("sockname"))
+        _, client = await create(Recorder, sock=own)
+        transport = client.transport
+        if how.endswith("in pause"):
+            client.pause_writing = transport.close if how.startswith("close") else transport.abort  # type: ignore[method-assign]
+        transport.set_write_buffer_limits(high=4000)
+        for size in sizes:
+            transport.sendto(b"x" * size)
+        await asyncio.sleep(0.01)
+        kept = transport.get_write_buffer_size()
+        if how.startswith("abort"):
+            assert await client.lost is None and kept == 0
+        else:
+            assert kept == (4008 if how == "close in pause" else sum(sizes) + 8 * len(sizes) - 18)
+            if how == "close":
+                transport.close()
+            own.stuck = False
+            wanted = sizes[:2] if how == "close in pause" else sizes
+            await server.until(len(wanted))
+            assert [len(data) for data, _ in server.got] == wanted
+            assert transport.get_write_buffer_size() == 0
+            if how == "goes on":
+                assert client.told == ["made", "pause", "resume"]
+                await end(client)
+            assert await client.lost is None
+        await end(server)
+
+    run(main())
+
+
+def test_large_views_are_measured_in_bytes(run: Any) -> None:
+    async def main() -> None:
+        server, client = await pair(create)
+        client.transport.sendto(memoryview(np.arange(1000, dtype=np.uint32)))
+        await server.until(1)
+        assert server.got[0][0] == np.arange(1000, dtype=np.uint32).tobytes()
+        await end(server, client)
 
     run(main())
 

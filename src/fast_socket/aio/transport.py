@@ -250,6 +250,8 @@ class DatagramTransport(asyncio.DatagramTransport):
                 self._call(self._protocol.error_received, plain(error))
                 return
             self._flush()  # the batch is full, or all frames are under way
+            if self._closing:
+                return
             if self._late or not self._tx.room or self._tx.room < self._tx.capacity:
                 self._keep(data, addr)
                 return
@@ -267,26 +269,38 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def _send_alone(self, data: Any, addr: Address | None, error: ConfigError) -> None:
         """What does not fit a frame goes by itself, behind what was gathered; an address that is none is refused."""
-        if self._owned is None or len(data) <= self._tx.pool.tx_layout.payload_capacity:
+        if not self._is_large(data):
             self._call(self._protocol.error_received, plain(error))
             return
         self._flush()
+        if self._closing:
+            return
         if self.get_write_buffer_size():
             self._keep(data, addr)
-            return
+        elif not self._send_large(data, addr):
+            self._keep(data, addr)
+            self._wait_for_room()
+
+    def _is_large(self, data: Any) -> bool:
+        capacity: int = self._tx.pool.tx_layout.payload_capacity
+        return self._owned is not None and memoryview(data).nbytes > capacity
+
+    def _send_large(self, data: Any, addr: Address | None) -> bool:
+        """Past the batch; False is that there is no room."""
         try:
             if addr is None:
                 self._owned.send(data)
             else:
                 self._owned.sendto(data, addr)
         except BlockingIOError:
-            self._keep(data, addr)
-            self._wait_for_room()
+            return False
         except OSError as refused:
             self._call(self._protocol.error_received, refused)
+        return True
 
     def _keep(self, data: Any, addr: Address | None) -> None:
-        self._late.append((bytes(data), addr))
+        data = bytes(data)
+        self._late.append((data, addr))
         self._late_size += len(data) + HEADER
         self._pause()
 
@@ -296,6 +310,8 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def _flush(self) -> None:
         """Send what was gathered, and of what came late as much as goes."""
+        if self._lost:
+            return
         tx, retried = self._tx, False
         while True:
             while len(tx):
@@ -329,10 +345,14 @@ class DatagramTransport(asyncio.DatagramTransport):
                         break  # those before it first
                     self._late.popleft()
                     self._late_size -= len(data) + HEADER
-                    late, self._late = self._late, deque()  # it is the next, whatever waits behind it
-                    self._send_alone(data, addr, error)
-                    self._late.extend(late)
-                    if self._writing:
+                    if not self._is_large(data):
+                        self._call(self._protocol.error_received, plain(error))
+                    elif not self._send_large(data, addr):
+                        self._late.appendleft((data, addr))
+                        self._late_size += len(data) + HEADER
+                        self._wait_for_room()
+                        return
+                    if self._lost:
                         return
                     continue
                 except Error:  # no frame is free: they come home when the kernel has sent them
@@ -342,7 +362,7 @@ class DatagramTransport(asyncio.DatagramTransport):
                     self._gathered += len(data) + HEADER
                 self._late.popleft()
                 self._late_size -= len(data) + HEADER
-            if not len(tx):
+            if self._late and not len(tx):
                 return
         if self._writing:
             self._stop_writing()
@@ -352,7 +372,7 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._lose(None)
 
     def _wait_for_room(self) -> None:
-        if not self._writing:
+        if not self._writing and not self._lost:
             self._writing = True
             if self._owned is not None:
                 self._loop.add_writer(self._fd, self._flush)
@@ -371,7 +391,7 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._loop.remove_writer(self._fd)
 
     def _pause(self) -> None:
-        if not self._paused and self.get_write_buffer_size() > self._high:
+        if not self._paused and not self._lost and self.get_write_buffer_size() > self._high:
             self._paused = True
             self._call(self._protocol.pause_writing)
 

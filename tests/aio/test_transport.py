@@ -265,6 +265,11 @@ def test_large_datagrams_wait_for_room_in_their_order(run: Any, how: str) -> Non
             transport.sendto(b"x" * size)
         await asyncio.sleep(0.01)
         kept = transport.get_write_buffer_size()
+        for wrong in (5, "text", None):
+            if not transport.is_closing():
+                with pytest.raises(TypeError, match="bytes-like"):
+                    transport.sendto(wrong)
+        assert transport.get_write_buffer_size() == kept
         if how.startswith("abort"):
             assert await client.lost is None and kept == 0
         else:

@@ -31,6 +31,7 @@ RETRY_SECONDS = 0.001  # where no descriptor says when there is room, or a free 
 MANY = 32  # packets in a receive, from which on there may be more
 MOST_ADDRESSES = 4096  # that are kept in both forms
 ALONE = 16  # receives for one datagram after one that came by itself, before there may be a batch again
+NO_BYTES = "data argument must be a bytes-like object, not {!r}"
 #: What an earlier datagram left on the socket (icmp(7)): this one has not failed, and is sent again.
 STALE = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
 
@@ -241,7 +242,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         try:
             self._append(data, addr)
         except TypeError:
-            raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}") from None
+            raise TypeError(NO_BYTES.format(type(data).__name__)) from None
         except ConfigError as error:
             self._send_alone(data, addr, error)
             return
@@ -250,7 +251,7 @@ class DatagramTransport(asyncio.DatagramTransport):
                 self._call(self._protocol.error_received, plain(error))
                 return
             self._flush()  # the batch is full, or all frames are under way
-            if self._closing:
+            if self.is_closing():
                 return
             if self._late or not self._tx.room or self._tx.room < self._tx.capacity:
                 self._keep(data, addr)
@@ -299,7 +300,10 @@ class DatagramTransport(asyncio.DatagramTransport):
         return True
 
     def _keep(self, data: Any, addr: Address | None) -> None:
-        data = bytes(data)
+        try:
+            data = bytes(memoryview(data))
+        except TypeError:
+            raise TypeError(NO_BYTES.format(type(data).__name__)) from None
         self._late.append((data, addr))
         self._late_size += len(data) + HEADER
         self._pause()
@@ -310,7 +314,7 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def _flush(self) -> None:
         """Send what was gathered, and of what came late as much as goes."""
-        if self._lost:
+        if self._is_lost():
             return
         tx, retried = self._tx, False
         while True:
@@ -323,7 +327,7 @@ class DatagramTransport(asyncio.DatagramTransport):
                     if not stale:
                         tx.discard(1)
                     self._call(self._protocol.error_received, plain(error))
-                    if self._lost:
+                    if self._is_lost():
                         return
                     continue
                 except Error as error:
@@ -352,7 +356,7 @@ class DatagramTransport(asyncio.DatagramTransport):
                         self._late_size += len(data) + HEADER
                         self._wait_for_room()
                         return
-                    if self._lost:
+                    if self._is_lost():
                         return
                     continue
                 except Error:  # no frame is free: they come home when the kernel has sent them
@@ -422,6 +426,9 @@ class DatagramTransport(asyncio.DatagramTransport):
         return ours, theirs
 
     # ---- the end ----
+
+    def _is_lost(self) -> bool:
+        return self._lost  # which callbacks change, unseen by type checkers
 
     def _drop(self) -> None:
         self._late.clear()

@@ -349,6 +349,24 @@ def test_a_queue_of_a_device(run: Any) -> None:
         run(main())
 
 
+@pytest.mark.root
+@needs_lab
+def test_no_way_there_is_told_once_for_each(run: Any) -> None:
+    """The same error may be an earlier datagram's (ICMP) or this one's: neither is told twice."""
+    with Lab() as lab:
+        nowhere = lab.host("a").run(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+
+        async def main() -> None:
+            _, client = await create(Recorder, sock=nowhere)
+            for number in range(5):
+                client.transport.sendto(b"%d" % number, ("192.0.2.1", 9))
+            await asyncio.sleep(0.01)
+            assert [told.errno for told in client.told[1:]] == [errno.ENETUNREACH] * 5
+            await end(client)
+
+        run(main())
+
+
 def test_a_protocol_that_holds_all_frames(run: Any) -> None:
     """It is told, the loop goes on without spinning, and what waited is received when a frame is let go."""
 

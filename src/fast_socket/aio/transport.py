@@ -316,24 +316,33 @@ class DatagramTransport(asyncio.DatagramTransport):
         """Send what was gathered, and of what came late as much as goes."""
         if self._is_lost():
             return
-        tx, retried = self._tx, False
+        tx, earlier = self._tx, None
         while True:
             while len(tx):
                 try:
                     self._send(tx)
                 except SendError as error:
-                    stale = error.errno in STALE and self._owned is not None and not (retried and not error.accepted)
-                    retried = stale
-                    if not stale:
+                    told: SendError | None = error
+                    # An earlier datagram's, as far as one can tell: told once this one has left.
+                    if error.errno in STALE and self._owned is not None and (earlier is None or error.accepted):
+                        told, earlier = earlier, error
+                    else:
+                        earlier = None
                         tx.discard(1)
-                    self._call(self._protocol.error_received, plain(error))
-                    if self._is_lost():
-                        return
+                    if told is not None:
+                        self._call(self._protocol.error_received, plain(told))
+                        if self._is_lost():
+                            return
                     continue
                 except Error as error:
                     self._fail(error, "Fatal write error on datagram transport")
                     return
                 break
+            if earlier is not None:
+                self._call(self._protocol.error_received, plain(earlier))
+                if self._is_lost():
+                    return
+                earlier = None
             if len(tx):
                 self._wait_for_room()
                 return

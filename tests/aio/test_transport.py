@@ -236,6 +236,44 @@ def test_a_simulated_device(run: Any) -> None:
     run(main())
 
 
+def test_the_buffer_shrinks_as_packets_leave(run: Any) -> None:
+    class Slow:
+        """Has room for seven at a time."""
+
+        def __init__(self, sock: Any) -> None:
+            self.sock, self.sent = sock, 0
+
+        def send(self, tx: Any) -> int:
+            if len(tx) <= 7:
+                return int(self.sock.send(tx))
+            some = self.sock.tx_batch(7)
+            for packet in list(tx)[:7]:
+                some.append(bytes(packet))
+            tx.discard(7)
+            return int(self.sock.send(some))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.sock, name)
+
+    async def main() -> None:
+        _, server = await create(Recorder, HERE)
+        slow = Slow(fs.OsUdpSocket.connect(server.transport.get_extra_info("sockname")))
+        _, client = await create(Recorder, sock=slow)
+        transport = client.transport
+        transport.set_write_buffer_limits(high=900, low=500)
+        sizes = []
+        client.resume_writing = lambda: sizes.append(transport.get_write_buffer_size())  # type: ignore[method-assign]
+        for number in range(100):
+            transport.sendto(b"%02d" % number)
+        await server.until(100)
+        assert [data for data, _ in server.got] == [b"%02d" % number for number in range(100)]
+        assert len(sizes) == 1 and 430 <= sizes[0] <= 500
+        assert transport.get_write_buffer_size() == 0
+        await end(server, client)
+
+    run(main())
+
+
 class Stuck(socket.socket):
     """Has no room for what is sent by itself, while `stuck`."""
 

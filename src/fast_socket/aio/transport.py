@@ -344,7 +344,10 @@ class DatagramTransport(asyncio.DatagramTransport):
                     return
                 earlier = None
             if len(tx):
+                self._gathered = int(tx.lengths.sum()) + HEADER * len(tx)  # some may have left
                 self._wait_for_room()
+                if self._paused and not self._is_lost():
+                    self._resume()
                 return
             self._gathered = 0
             if not self._late:

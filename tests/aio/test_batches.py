@@ -90,6 +90,49 @@ def test_cancelled_while_it_waits(run: Any) -> None:
     run(main())
 
 
+def test_two_readers_of_which_one_was_just_woken(run: Any) -> None:
+    async def main() -> None:
+        async with aio.open_udp("127.0.0.1:0") as server, aio.open_udp(remote=server.socket.local_address) as client:
+            first = asyncio.create_task(server.recv_batch())
+            await asyncio.sleep(0)
+            tx = client.tx_batch(1)
+            tx.append(b"x")
+            await client.send_batch(tx)
+            server._wake("recv_batch")  # as the loop does; its task has yet to go on
+            with pytest.raises(RuntimeError, match="another task"):
+                await server.recv_batch()
+            assert [bytes(packet) for packet in await first] == [b"x"]
+
+    run(main())
+
+
+def test_a_flood_leaves_others_their_turn(run: Any) -> None:
+    async def main() -> None:
+        async with aio.open_udp("127.0.0.1:0", batch=1) as server:
+            turns = 0
+
+            async def other() -> None:
+                nonlocal turns
+                while True:
+                    turns += 1
+                    await asyncio.sleep(0)
+
+            task = asyncio.create_task(other())
+            with fs.OsUdpSocket.connect(server.socket.local_address) as client:
+                tx = client.tx_batch(100)
+                for _ in range(100):
+                    tx.append(b"x")
+                client.send(tx)
+            await server.recv_batch()
+            before = turns
+            for _ in range(90):
+                await server.recv_batch()
+            assert turns > before
+            task.cancel()
+
+    run(main())
+
+
 def test_two_at_once(run: Any) -> None:
     async def main() -> None:
         async with aio.open_udp("127.0.0.1:0") as sock:

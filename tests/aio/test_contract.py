@@ -159,6 +159,50 @@ def test_nobody_listens(run: Any, create: Any) -> None:
     run(main())
 
 
+def test_an_error_is_not_the_end_of_receiving(run: Any, create: Any) -> None:
+    """Nobody listens, then somebody does, and sends."""
+
+    async def main() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as later:
+            later.bind(HERE)
+            port = later.getsockname()[1]
+        _, client = await create(Recorder, remote_addr=("127.0.0.1", port))
+        for _ in range(3):
+            client.transport.sendto(b"anybody?")
+            await asyncio.sleep(0.01)
+        assert ConnectionRefusedError in map(type, client.told)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as later:
+            later.bind(("127.0.0.1", port))
+            for number in range(2):
+                later.sendto(b"%d" % number, client.transport.get_extra_info("sockname"))
+            await client.until(2)
+        await end(client)
+
+    run(main())
+
+
+@pytest.mark.parametrize("size", [10, 5000])
+def test_both_families_on_one_socket(run: Any, create: Any, size: int) -> None:
+    async def main() -> None:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as both:
+            both.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            both.bind(("::", 0))
+            _, server = await create(Recorder, sock=both.dup())
+        port = server.transport.get_extra_info("sockname")[1]
+        for host in ("127.0.0.1", "::1"):
+            _, client = await create(Recorder, remote_addr=(host, port))
+            client.transport.sendto(b"x" * size)
+            await server.until(1)
+            data, sender = server.got.pop()
+            server.transport.sendto(data, sender)
+            await client.until(1)
+            assert client.got[0][0] == b"x" * size
+            await end(client)
+        await end(server)
+
+    run(main())
+
+
 def test_close_once_and_again(run: Any, create: Any) -> None:
     async def main() -> None:
         server, client = await pair(create)

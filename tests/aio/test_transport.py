@@ -236,6 +236,79 @@ def test_a_simulated_device(run: Any) -> None:
     run(main())
 
 
+def test_an_error_that_is_answered_with_a_send_does_not_stop_the_loop(run: Any) -> None:
+    class Stubborn(Recorder):
+        def error_received(self, exc: Exception) -> None:
+            self.transport.sendto(b"again", ("127.255.255.255", 9))  # a broadcast that was not allowed
+
+    async def main() -> None:
+        _, client = await create(Stubborn, HERE)
+        client.transport.sendto(b"first", ("127.255.255.255", 9))
+        for _ in range(10):
+            await asyncio.sleep(0.001)
+        client.transport.abort()
+        assert await client.lost is None
+
+    run(main())
+
+
+def test_a_view_that_is_kept_costs_its_batch_not_the_endpoint(run: Any) -> None:
+    views: list[Any] = []
+
+    class Viewing(Recorder):
+        def datagrams_received(self, batch: Any) -> None:
+            self.got += [(bytes(packet), None) for packet in batch]
+            if not views:
+                views.append(memoryview(batch[0]))
+            self.news.set()
+
+    async def main() -> None:
+        _, server = await create(Viewing, HERE)
+        _, client = await create(Recorder, remote_addr=server.transport.get_extra_info("sockname"))
+        for number in range(3):
+            client.transport.sendto(b"%d" % number)
+            await server.until(number + 1)
+        assert bytes(views[0]) == b"0"
+        views.pop().release()
+        await end(server, client)
+
+    errors: list[Any] = []
+    run(main(), errors=errors)
+    assert ["viewed" in context["message"] for context in errors] == [True]
+
+
+def test_a_neighbour_that_does_not_answer_is_given_up(run: Any) -> None:
+    """What is behind it leaves, and the endpoint closes."""
+
+    class Silent:
+        generation = 0
+
+        def __init__(self, device: Any) -> None:
+            self.real = device.make_router()
+
+        def resolve(self, destination: Any) -> Any:
+            silent = str(destination) == "192.0.2.77"
+            return fs.Unresolved.NEIGHBOR if silent else self.real.resolve(destination)
+
+    async def main() -> None:
+        wire = fs.Wire()
+        devices = [fs.SimulatedDevice(wire, addresses=[f"192.0.2.{i}/24"]) for i in (1, 2)]
+        _, near = await create(
+            Recorder, sock=fs.XdpUdpSocket.open(devices[0], local="192.0.2.1:1", router=Silent(devices[0]))
+        )
+        _, far = await create(Recorder, sock=fs.XdpUdpSocket.open(devices[1], local="192.0.2.2:2"))
+        near.transport.sendto(b"nobody", ("192.0.2.77", 5))
+        near.transport.sendto(b"after", ("192.0.2.2", 2))
+        near.transport.close()
+        await far.until(1)
+        assert far.got[0][0] == b"after"
+        assert await near.lost is None
+        assert [told.errno for told in near.told[1:-1]] == [errno.EHOSTUNREACH]
+        await end(far)
+
+    run(main())
+
+
 def test_the_buffer_shrinks_as_packets_leave(run: Any) -> None:
     class Slow:
         """Has room for seven at a time."""

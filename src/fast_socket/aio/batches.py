@@ -11,6 +11,7 @@ from fast_socket.core.traits import UdpSocket
 Rx = TypeVar("Rx", bound=RecvBatch)
 Tx = TypeVar("Tx", bound=TxBatch)
 
+IN_A_ROW = 16  # receives without waiting, before other tasks have a turn
 RETRY_SECONDS = 0.001  # of a socket whose descriptor does not say when it has room
 
 
@@ -30,6 +31,7 @@ class AsyncUdp(Generic[Rx, Tx]):
         self._fd: int = sock.driver.fileno()
         self._rx = sock.recv_batch(batch)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._at_once = 0  # receives in a row that did not wait
         self._waiting: dict[str, asyncio.Future[None]] = {}
 
     @property
@@ -47,7 +49,12 @@ class AsyncUdp(Generic[Rx, Tx]):
         Raises what the socket's `recv` raises; `RuntimeError` while another task receives.
         """
         self._claim("recv_batch")
+        if self._at_once >= IN_A_ROW:
+            self._at_once = 0
+            await self._wait("recv_batch", 0)
+        self._at_once += 1
         while not self._sock.recv(self._rx):
+            self._at_once = 0
             await self._wait("recv_batch")
         return self._rx
 
@@ -62,7 +69,7 @@ class AsyncUdp(Generic[Rx, Tx]):
             if not len(batch):
                 break
             if now:
-                await asyncio.sleep(0)
+                await self._wait("send_batch", 0)
             elif hasattr(self._sock, "recv_buffer_size"):  # the kernel says when its buffer has room
                 await self._wait("send_batch")
             else:
@@ -112,16 +119,19 @@ class AsyncUdp(Generic[Rx, Tx]):
         try:
             await future
         finally:
-            self._wake(what)
+            if future.cancelled():
+                self._wake(what)
+            del self._waiting[what]  # only now: until its task goes on, nobody else may wait
             if timer is not None:
                 timer.cancel()
 
     def _wake(self, what: str) -> None:
         """End a wait; its descriptor is the loop's no more, so that it may be closed."""
-        future = self._waiting.pop(what, None)
+        future = self._waiting.get(what)
         if future is None or self._loop is None:
             return
-        (self._loop.remove_reader if what == "recv_batch" else self._loop.remove_writer)(self._fd)
+        if self._fd >= 0:
+            (self._loop.remove_reader if what == "recv_batch" else self._loop.remove_writer)(self._fd)
         if not future.done():
             future.set_result(None)
 

@@ -186,6 +186,8 @@ async def _open(
                 continue
             if not (isinstance(address, tuple) and len(address) == 2):
                 raise TypeError("2-tuple is expected")
+            if isinstance(address[1], int) and not 0 <= address[1] <= 65535:
+                raise OverflowError(f"port {address[1]} is not in 0..65535")
             answers = _numeric(address, family, proto, flags) or await loop.getaddrinfo(
                 *address, family=family, type=socket.SOCK_DGRAM, proto=proto, flags=flags
             )

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from fast_socket.core.addresses import parse_address
 from fast_socket.core.errors import ConfigError, Error, SendError
 
 Address = tuple[Any, ...]
@@ -28,6 +29,7 @@ HEADER = 8  # what a datagram counts in the buffer beside its bytes, as asyncio 
 GATHER_SECONDS = 0.0001  # within a wake-up, before what was gathered leaves all the same
 LOOK_EVERY = 8  # datagrams before a look at the clock
 RETRY_SECONDS = 0.001  # where no descriptor says when there is room, or a free frame
+HELD_SECONDS = 1.0  # that a packet waits for its neighbour, and those behind it
 MANY = 32  # packets in a receive, from which on there may be more
 MOST_ADDRESSES = 4096  # that are kept in both forms
 ALONE = 16  # receives for one datagram after one that came by itself, before there may be a batch again
@@ -73,6 +75,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._gathered = 0  # bytes in the transmit batch, as the buffer counts them
         self._late: deque[tuple[bytes, Address | None]] = deque()  # behind a batch that could not leave
         self._late_size = 0
+        self._held, self._held_since = 0, 0.0  # packets behind one that waits for its neighbour, with it
         self._flushing = self._writing = self._paused = False
         self._closing = self._lost = False
         self.set_write_buffer_limits()
@@ -161,11 +164,19 @@ class DatagramTransport(asyncio.DatagramTransport):
                             self._alone = 0
                             break
                         self._rest()
+                    else:
+                        self._rearm()
                     self._call(self._protocol.error_received, plain(error))
+                    break
+                except BufferError as error:  # a view of the last batch is still held: that one stays its holder's
+                    self._report(error, "A packet is viewed after datagrams_received() returned: take() it")
+                    self._rx, self._rx_one = self._sock.recv_batch(RX_BATCH), self._sock.recv_batch(1)
+                    self._rest()
                     break
                 datagrams = rx.datagram_count
                 if not count:
                     self._alone = 0
+                    self._rearm()
                     break
                 if self._on_batch is not None:
                     self._call(self._on_batch, rx)
@@ -187,6 +198,12 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._flushing = flushing
             if self._gathered and not self._writing and not self._lost:
                 self._flush()
+
+    def _rearm(self) -> None:
+        """uvloop looks no more at a descriptor that has had an error, until it is added again."""
+        if not self._closing:
+            self._loop.remove_reader(self._fd)
+            self.start()
 
     def _rest(self) -> None:
         """The protocol holds all frames, and the descriptor stays readable: not again at once, and for ever."""
@@ -256,7 +273,12 @@ class DatagramTransport(asyncio.DatagramTransport):
             if self._late or not self._tx.room or self._tx.room < self._tx.capacity:
                 self._keep(data, addr)
                 return
-            self._append(data, addr)
+            try:
+                self._append(data, addr)
+            except Error:  # the frames are in batches of the protocol's own
+                self._keep(data, addr)
+                self._wait_for_room()
+                return
         self._gathered += len(data) + HEADER
 
     def send_batch(self, tx: Any) -> int:
@@ -292,9 +314,12 @@ class DatagramTransport(asyncio.DatagramTransport):
             if addr is None:
                 self._owned.send(data)
             else:
-                self._owned.sendto(data, addr)
+                host, port = parse_address(addr)  # no names
+                self._owned.sendto(data, (f"::ffff:{host}" if self._v6 and ":" not in host else host, port))
         except BlockingIOError:
             return False
+        except ConfigError as error:
+            self._call(self._protocol.error_received, plain(error))
         except OSError as refused:
             self._call(self._protocol.error_received, refused)
         return True
@@ -316,12 +341,16 @@ class DatagramTransport(asyncio.DatagramTransport):
         """Send what was gathered, and of what came late as much as goes."""
         if self._is_lost():
             return
-        tx, earlier = self._tx, None
+        tx, earlier, refused = self._tx, None, 0
         while True:
             while len(tx):
                 try:
                     self._send(tx)
                 except SendError as error:
+                    refused += 1
+                    if refused > TX_BATCH:  # error_received() sends again, and again
+                        self._loop.call_soon(self._flush)
+                        return
                     told: SendError | None = error
                     # An earlier datagram's, as far as one can tell: told once this one has left.
                     if error.errno in STALE and self._owned is not None and (earlier is None or error.accepted):
@@ -344,6 +373,13 @@ class DatagramTransport(asyncio.DatagramTransport):
                     return
                 earlier = None
             if len(tx):
+                if self._owned is None and self._give_up(len(tx)):
+                    tx.discard(1)
+                    unreachable = OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+                    self._call(self._protocol.error_received, unreachable)
+                    if self._is_lost():
+                        return
+                    continue
                 self._gathered = int(tx.lengths.sum()) + HEADER * len(tx)  # some may have left
                 self._wait_for_room()
                 if self._paused and not self._is_lost():
@@ -386,6 +422,16 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._resume()
         if self._closing and not self._lost:
             self._lose(None)
+
+    def _give_up(self, left: int) -> bool:
+        """Whether the first packet has waited for its neighbour as long as it may."""
+        now = monotonic()
+        if left != self._held:
+            self._held, self._held_since = left, now
+        if now - self._held_since < HELD_SECONDS:
+            return False
+        self._held = 0
+        return True
 
     def _wait_for_room(self) -> None:
         if not self._writing and not self._lost:

@@ -75,7 +75,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._gathered = 0  # bytes in the transmit batch, as the buffer counts them
         self._late: deque[tuple[bytes, Address | None]] = deque()  # behind a batch that could not leave
         self._late_size = 0
-        self._held, self._held_since = 0, 0.0  # packets behind one that waits for its neighbour, with it
+        self._held_since = 0.0  # since when the first packet waits for its neighbour, if it does
         self._flushing = self._writing = self._paused = False
         self._closing = self._lost = False
         self.set_write_buffer_limits()
@@ -345,8 +345,10 @@ class DatagramTransport(asyncio.DatagramTransport):
         while True:
             while len(tx):
                 try:
-                    self._send(tx)
+                    if self._send(tx):
+                        self._held_since = 0.0
                 except SendError as error:
+                    self._held_since = 0.0
                     refused += 1
                     if refused > TX_BATCH:  # error_received() sends again, and again
                         self._loop.call_soon(self._flush)
@@ -373,7 +375,7 @@ class DatagramTransport(asyncio.DatagramTransport):
                     return
                 earlier = None
             if len(tx):
-                if self._owned is None and self._give_up(len(tx)):
+                if self._owned is None and self._give_up():
                     tx.discard(1)
                     unreachable = OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
                     self._call(self._protocol.error_received, unreachable)
@@ -423,15 +425,15 @@ class DatagramTransport(asyncio.DatagramTransport):
         if self._closing and not self._lost:
             self._lose(None)
 
-    def _give_up(self, left: int) -> bool:
+    def _give_up(self) -> bool:
         """Whether the first packet has waited for its neighbour as long as it may."""
         now = monotonic()
-        if left != self._held:
-            self._held, self._held_since = left, now
-        if now - self._held_since < HELD_SECONDS:
-            return False
-        self._held = 0
-        return True
+        if not self._held_since:
+            self._held_since = now
+        elif now - self._held_since > HELD_SECONDS:
+            self._held_since = 0.0
+            return True
+        return False
 
     def _wait_for_room(self) -> None:
         if not self._writing and not self._lost:

@@ -133,6 +133,36 @@ def test_a_flood_leaves_others_their_turn(run: Any) -> None:
     run(main())
 
 
+def test_one_socket_has_one_owner(run: Any) -> None:
+    async def main() -> None:
+        with fs.OsUdpSocket.bind("127.0.0.1:0") as sock:
+            first = aio.open_udp(sock=sock)
+            with pytest.raises(fs.ConfigError, match="belongs to"):
+                aio.open_udp(sock=sock)
+            with pytest.raises(fs.ConfigError, match="belongs to"):
+                await aio.create_datagram_endpoint(asyncio.DatagramProtocol, sock=sock)
+            assert not sock.closed
+            first.close()
+        for _ in range(3):  # the same descriptor, another socket
+            async with aio.open_udp("127.0.0.1:0"):
+                pass
+
+    run(main())
+
+
+def test_closed_after_its_loop() -> None:
+    async def main() -> Any:
+        opened = aio.open_udp("127.0.0.1:0")
+        task = asyncio.create_task(opened.recv_batch())
+        await asyncio.sleep(0)
+        task.cancel()
+        return opened
+
+    opened = asyncio.run(main())
+    opened.close()
+    assert opened.socket.closed
+
+
 def test_two_at_once(run: Any) -> None:
     async def main() -> None:
         async with aio.open_udp("127.0.0.1:0") as sock:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Generic, Self, TypeVar
 
+from fast_socket.aio.claims import claim
 from fast_socket.core.batch import RecvBatch, TxBatch
 from fast_socket.core.errors import ConfigError, Error
 from fast_socket.core.traits import UdpSocket
@@ -24,11 +25,12 @@ class AsyncUdp(Generic[Rx, Tx]):
     """
 
     def __init__(self, sock: UdpSocket[Rx, Tx, Any, Any], *, batch: int = 256) -> None:
-        """Raises `ConfigError` for a socket that spins."""
+        """Raises `ConfigError` for a socket that spins, or that belongs to another or to an endpoint."""
         if not hasattr(sock.driver, "fileno"):
             raise ConfigError(f"{sock!r} spins: an event loop needs one that was opened with driver=WaitDriver")
         self._sock = sock
         self._fd: int = sock.driver.fileno()
+        claim(self._fd, self)
         self._rx = sock.recv_batch(batch)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._at_once = 0  # receives in a row that did not wait
@@ -130,7 +132,7 @@ class AsyncUdp(Generic[Rx, Tx]):
         future = self._waiting.get(what)
         if future is None or self._loop is None:
             return
-        if self._fd >= 0:
+        if self._fd >= 0 and not self._loop.is_closed():
             (self._loop.remove_reader if what == "recv_batch" else self._loop.remove_writer)(self._fd)
         if not future.done():
             future.set_result(None)
@@ -146,7 +148,8 @@ def open_udp(
     """
     from fast_socket.os import OsUdpSocket
 
-    if sock is not None:
+    given = sock is not None
+    if given:
         if local is not None or remote is not None or options:
             raise ConfigError("sock is given: local, remote and options are for a new one, leave them out")
     elif remote is not None:
@@ -158,5 +161,6 @@ def open_udp(
     try:
         return AsyncUdp(sock, batch=batch)
     except BaseException:
-        sock.close()
+        if not given:
+            sock.close()
         raise

@@ -99,7 +99,8 @@ async def create_datagram_endpoint(
             owned=owned,
         )
     except BaseException:
-        ours.close()
+        if ours is not sock:  # what the caller opened stays open
+            ours.close()
         if owned is not None:
             owned.close()
         raise

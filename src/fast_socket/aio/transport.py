@@ -17,6 +17,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from fast_socket.aio.claims import claim
 from fast_socket.core.addresses import parse_address
 from fast_socket.core.errors import ConfigError, Error, SendError
 
@@ -66,6 +67,8 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._inward: dict[Address, Address] = {}
         self._thread = threading.get_ident()
         self._fd = sock.fileno()
+        self._lost = True  # until all is made
+        claim(self._fd, self)
         self._budget = budget
         self._rx, self._rx_one, self._tx = sock.recv_batch(RX_BATCH), sock.recv_batch(1), sock.tx_batch(TX_BATCH)
         self._recv, self._send = sock.recv, sock.send

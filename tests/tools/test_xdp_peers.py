@@ -130,12 +130,15 @@ def test_a_wake_up_takes_32_descriptors(ends):
 
 @c_tests
 def test_drops_of_the_device_are_counted(built):
-    """With receive processing in a thread the sender overruns veth's ring of 256 packets."""
+    """With receive processing in a thread the sender overruns veth's ring of 256 packets.
+
+    The kernel's own (multicast reports, router solicitations) may be lost on the full ring too: a handful in a second.
+    """
     with lab.two_hosts(static_neighbors=True, threaded_napi=True) as (near, far):
         ends = ends_of(near, far)
         received, sent = of(xdp_peers.c_count(ends, lambda: xdp_peers.c_blast(ends, SECONDS)))
         statistics = Path(f"/sys/class/net/{near.interface.name}/statistics/tx_dropped")
-        assert sent["dropped"] == int(near.run(statistics.read_text))
+        assert 0 <= int(near.run(statistics.read_text)) - sent["dropped"] <= 10
     assert accounted(received, sent["sent"])
 
 

@@ -37,6 +37,9 @@ def blast(
     dest: _cli.Dest,
     threads: Annotated[int, typer.Option(min=1, max=256, help="Threads, each with a socket of its own.")] = 1,
     payload_len: _cli.PayloadLen = 64,
+    payload_hex: Annotated[
+        str | None, typer.Option(metavar="HEX", help="Send these bytes, not numbered zeros of --payload-len.")
+    ] = None,
     count: _cli.Count = None,
     duration_ms: _cli.DurationMs = None,
     batch: Annotated[int | None, typer.Option(min=1, max=65_536, help="Datagrams a call, at most.")] = None,
@@ -52,6 +55,15 @@ def blast(
     run = _cli.Run(
         "os-sender", count=count, duration_ms=duration_ms, default_ms=5000, as_json=as_json, progress=progress
     )
+    payload = b""
+    if payload_hex is not None:
+        try:
+            payload = bytes.fromhex(payload_hex)
+        except ValueError:
+            payload = b""
+        if not 0 < len(payload) <= MAX_LARGE_SEND:
+            raise fs.ConfigError(f"--payload-hex {payload_hex[:40]!r}: give 1 to {MAX_LARGE_SEND} bytes as hex digits")
+        payload_len, sequence = len(payload), False
     if sequence and payload_len < NUMBER_LEN:
         raise fs.ConfigError(f"--payload-len is {payload_len}: give at least {NUMBER_LEN}, or --no-sequence")
     if cpu is not None:
@@ -84,7 +96,11 @@ def blast(
         with run.live(sent=sent):
             run.begin()
             _cli.run_all(
-                run, [partial(send, each, dest, payload_len, segments, frames, sequence, run) for each in workers]
+                run,
+                [
+                    partial(send, each, dest, payload or bytes(payload_len), segments, frames, sequence, run)
+                    for each in workers
+                ],
             )
             seconds = time.perf_counter() - run.start
         total = sent()
@@ -104,10 +120,11 @@ def blast(
     )
 
 
-def send(me: Worker, dest: str, payload_len: int, segments: int, frames: int, sequence: bool, run: _cli.Run) -> None:
+def send(me: Worker, dest: str, payload: bytes, segments: int, frames: int, sequence: bool, run: _cli.Run) -> None:
+    payload_len = len(payload)
     peer = me.sock.prepare_udp_endpoint(fs.UdpEndpointSpec(remote=dest, gso_size=payload_len))
     tx = me.sock.tx_batch(frames)
-    payloads = np.zeros((frames * segments, payload_len), np.uint8)
+    payloads = np.tile(np.frombuffer(payload, np.uint8), (frames * segments, 1))
     numbers = payloads[:, :NUMBER_LEN].view(">u8")[:, 0] if sequence else np.empty(0)
     steps = np.arange(frames * segments, dtype=np.uint64)
     handed = 0

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
 
 # What examples, tools and the book may import: the reader must be able to do all that they do.
-PUBLIC_MODULES = {"fast_socket", "fast_socket.lab"}
+PUBLIC_MODULES = {"fast_socket", "fast_socket.lab", "fast_socket.numba"}
 
 # The layers, as in .importlinter, which cannot see into extension modules.
 LAYERS = {

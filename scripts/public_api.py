@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LISTING = ROOT / "tests" / "api" / "public_api.txt"
 PACKAGES = ["fast_socket", "fast_socket.os", "fast_socket.xdp", "fast_socket.lab", "fast_socket.workers",
-            "fast_socket.aio"]  # fmt: skip
+            "fast_socket.aio", "fast_socket.numba"]  # fmt: skip
 
 # Dunder methods that are part of how an object is used; the others are machinery.
 DUNDERS = {

@@ -1,6 +1,8 @@
 """Compiled handlers, and coalesced packets walked as the datagrams that they came as."""
 
+import contextlib
 import ctypes
+import ipaddress
 
 import numpy as np
 import pytest
@@ -8,8 +10,16 @@ import pytest
 import fast_socket as fs
 from tests.conformance.backends import home, layouts
 
-HANDLER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
+
+class Packet(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint32) for name in ("length", "room", "index", "reserved")]
+
+
+HANDLER = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(Packet), ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint8), ctypes.c_void_p
+)
 PAYLOADS = [b"zero", b"one", b"two", b"three"]
+DROP, KEEP, REFLECT, FORWARD = range(4)
 
 
 def address_of(function):
@@ -21,8 +31,8 @@ def recorder(verdict=lambda data: 1):
     calls = []
 
     @HANDLER
-    def handler(data, length, user):
-        calls.append((ctypes.string_at(data, length), user))
+    def handler(packet, data, source, user):
+        calls.append((ctypes.string_at(data, packet[0].length), user))
         return verdict(calls[-1][0])
 
     return handler, calls
@@ -59,7 +69,7 @@ def test_handler_rewrites(pair):
     rx = pair.deliver(PAYLOADS)
 
     @HANDLER
-    def handler(data, length, user):
+    def handler(packet, data, source, user):
         ctypes.memset(data, ord("*"), 1)
         return 1
 
@@ -120,7 +130,7 @@ def test_handler_cannot_touch_its_batch(pair):
     )
 
     @HANDLER
-    def handler(data, length, user):
+    def handler(packet, data, source, user):
         for number, attempt in enumerate(attempts):
             try:
                 outcomes.append((number, attempt()))
@@ -128,7 +138,7 @@ def test_handler_cannot_touch_its_batch(pair):
                 outcomes.append((number, error))
             except fs.Error:
                 pass
-        return 0 if length == 3 else 1
+        return DROP if packet[0].length == 3 else KEEP
 
     assert rx.run(address_of(handler)) == 2
     assert outcomes == []
@@ -139,7 +149,7 @@ def test_handler_may_close_the_socket(pair):
     rx = pair.deliver(PAYLOADS)
 
     @HANDLER
-    def handler(data, length, user):
+    def handler(packet, data, source, user):
         pair.far.close()
         return 1
 
@@ -163,6 +173,205 @@ def test_handler_is_refused_while_packets_are_viewed(pair):
         rx.run(address_of(handler))
     assert calls == []
     view.release()
+
+
+def address_record(pair, host, port):
+    """As `source` of a handler at the far end holds it, from its third byte on."""
+    v6 = ":" in pair.far.local_address[0]
+    packed = ipaddress.ip_address(host).packed
+    mapped = bytes(10) + b"\xff\xff" + packed if v6 and len(packed) == 4 else packed
+    return port.to_bytes(2, "big") + (bytes(4) if v6 else b"") + mapped
+
+
+def test_handler_is_told_who_and_where(pair):
+    rx = pair.deliver(PAYLOADS)
+    rx[0].release()
+    told = []
+
+    @HANDLER
+    def handler(packet, data, source, user):
+        told.append((packet[0].index, packet[0].length, bytes(source[2:24]), user))
+        return KEEP
+
+    assert rx.run(address_of(handler), 5) == 3
+    record = address_record(pair, *pair.near_address)
+    assert [(index, length, user) for index, length, _, user in told] == [(1, 3, 5), (2, 3, 5), (3, 5, 5)]
+    assert all(found.startswith(record) for _, _, found, _ in told)
+
+
+def test_handler_without_user_gets_its_own(pair):
+    rx = pair.deliver(PAYLOADS)
+    handler, calls = recorder()
+
+    class Compiled:
+        address = address_of(handler)
+        user = 77
+
+    rx.run(Compiled())
+    rx.run(Compiled(), 78)
+    rx.run(address_of(handler))
+    assert [user for _, user in calls] == [77] * 4 + [78] * 4 + [None] * 4
+
+
+def test_handler_answers_in_place(pair):
+    """Reflected packets leave with the length that the handler gave them; the others stay, in order."""
+    rx, tx = pair.deliver(PAYLOADS), pair.far.tx_batch(4)
+
+    @HANDLER
+    def handler(packet, data, source, user):
+        if packet[0].length != 3:
+            return KEEP
+        ctypes.memmove(data, b"answer", 6)
+        packet[0].length = 6
+        return REFLECT
+
+    assert rx.run(address_of(handler), reflect=tx) == 2
+    assert [bytes(packet) for packet in rx] == [b"zero", b"three"]
+    assert [bytes(packet) for packet in tx] == [b"answer", b"answer"]
+    assert pair.far.send(tx) == 2
+    assert pair.received(pair.near, 2) == [b"answer", b"answer"]
+    assert home(pair.far.pool)[0] + len(list(rx)) <= pair.far.pool.rx_frames
+
+
+def test_handler_shortens_and_grows_what_stays(pair):
+    rx = pair.deliver(PAYLOADS)
+    rooms = []
+
+    @HANDLER
+    def handler(packet, data, source, user):
+        rooms.append(packet[0].room)
+        if packet[0].length == 3:
+            packet[0].length = 0
+        else:
+            ctypes.memset(data, ord("x"), packet[0].room)
+            packet[0].length = packet[0].room
+        return KEEP
+
+    assert rx.run(address_of(handler)) == 4
+    assert rx.lengths.tolist() == [rooms[0], 0, 0, rooms[3]]
+    assert bytes(rx[0]) == b"x" * rooms[0]
+    assert bytes(rx[1]) == b""
+    assert rx[0].tailroom == 0
+
+
+def test_handler_chooses_where_to_reflect(pair):
+    """To what it writes into `source`."""
+    rx, tx = pair.deliver([b"one", b"two"]), pair.far.tx_batch(4)
+
+    @HANDLER
+    def handler(packet, data, source, user):
+        source[2], source[3] = (0x12, 0x34) if packet[0].index else (0, 0)
+        return REFLECT
+
+    assert rx.run(address_of(handler), reflect=tx) == 1, "nothing can be sent to port 0"
+    assert [bytes(packet) for packet in rx] == [b"one"]
+    assert tx.destination_ports.tolist() == [0x1234]
+
+
+def test_handler_forwards(pair):
+    """Into another batch, with no destination; both may be the same batch."""
+    rx, back, on = pair.deliver(PAYLOADS), pair.far.tx_batch(4), pair.far.tx_batch(4)
+    verdicts = iter([DROP, FORWARD, REFLECT, FORWARD])
+
+    @HANDLER
+    def handler(packet, data, source, user):
+        return next(verdicts)
+
+    assert rx.run(address_of(handler), reflect=back, forward=on) == 0
+    assert [bytes(packet) for packet in back] == [b"two"]
+    assert [bytes(packet) for packet in on] == [b"one", b"three"]
+    assert back.destination_ports.tolist() == [pair.near_address[1]]
+    assert on.destination_ports.tolist() == [0, 0]
+    verdicts = iter([REFLECT, FORWARD, REFLECT, FORWARD])
+    pair.deliver(PAYLOADS, rx)
+    both = pair.far.tx_batch(8)
+    assert rx.run(address_of(handler), reflect=both, forward=both) == 0
+    assert [bytes(packet) for packet in both] == PAYLOADS
+    assert [port > 0 for port in both.destination_ports] == [True, False, True, False]
+
+
+def test_packets_stay_without_a_batch_to_go_to(pair):
+    rx, small = pair.deliver(PAYLOADS), pair.far.tx_batch(2)
+    verdicts = [REFLECT, FORWARD, REFLECT, REFLECT]
+
+    @HANDLER
+    def handler(packet, data, source, user):
+        return verdicts[packet[0].index]
+
+    assert rx.run(address_of(handler)) == 4
+    assert rx.run(address_of(handler), reflect=small) == 2
+    assert [bytes(packet) for packet in rx] == [b"one", b"three"]
+    assert [bytes(packet) for packet in small] == [b"zero", b"two"]
+    assert small.take_from(rx) == 0
+
+
+@pytest.mark.parametrize("verdict", [4, 5, 2**31 - 1])
+def test_other_verdicts_keep(pair, verdict):
+    rx, tx = pair.deliver(PAYLOADS), pair.far.tx_batch(4)
+    handler, _ = recorder(lambda data: verdict)
+    assert rx.run(address_of(handler), reflect=tx, forward=tx) == 4
+    assert len(tx) == 0
+
+
+def test_failing_handlers_are_counted(pair):
+    """Below 0, and a length that there is no room for: dropped, and the others carry on."""
+    rx, tx = pair.deliver(PAYLOADS), pair.far.tx_batch(4)
+    free = home(pair.far.pool)[0]
+
+    @HANDLER
+    def handler(packet, data, source, user):
+        if packet[0].index == 0:
+            return -1
+        if packet[0].index == 1:
+            packet[0].length = packet[0].room + 1
+        if packet[0].index == 2:
+            packet[0].length = 2**32 - 1
+        return REFLECT
+
+    assert rx.handler_errors == 0
+    assert rx.run(address_of(handler), reflect=tx) == 0
+    assert rx.handler_errors == 3
+    assert [bytes(packet) for packet in tx] == [b"three"]
+    assert home(pair.far.pool)[0] == free + 3
+    pair.deliver(PAYLOADS, rx)
+    assert rx.handler_errors == 3, "it counts since the batch was made"
+
+
+def test_handler_cannot_touch_the_batches_it_fills(pair):
+    rx, tx = pair.deliver(PAYLOADS), pair.far.tx_batch(8)
+    tx.append(b"before", pair.near_address)
+    outcomes = []
+    attempts = (
+        lambda: pair.far.send(tx), lambda: tx[0], tx.discard, lambda: tx.take_from(rx), lambda: tx.append(b"x"),
+        tx.allocate, lambda: tx.fill(b"x"), lambda: rx.run(1, reflect=tx),
+    )  # fmt: skip
+
+    @HANDLER
+    def handler(packet, data, source, user):
+        for attempt in attempts:
+            with contextlib.suppress(fs.Error):
+                outcomes.append(attempt())
+        return REFLECT
+
+    assert rx.run(address_of(handler), reflect=tx) == 0
+    assert outcomes == []
+    assert [bytes(packet) for packet in tx] == [b"before", *PAYLOADS]
+
+
+def test_batches_that_handlers_cannot_fill(pair, open_pair):
+    rx, other = pair.deliver(PAYLOADS), open_pair()
+    handler, calls = recorder()
+    for name in ("reflect", "forward"):
+        with pytest.raises(fs.ConfigError, match="pool"):
+            rx.run(address_of(handler), **{name: other.near.tx_batch(4)})
+        with pytest.raises(TypeError):
+            rx.run(address_of(handler), **{name: rx})
+    tx = pair.far.tx_batch(4)
+    tx.append(b"viewed", pair.near_address)
+    with memoryview(tx[0]), pytest.raises(BufferError):
+        rx.run(address_of(handler), reflect=tx)
+    assert calls == []
+    assert [bytes(packet) for packet in rx] == PAYLOADS
 
 
 # Datagrams
@@ -265,6 +474,33 @@ def test_coalesced_handler(coalesced):
     assert rx.run(address_of(handler)) == 1
     assert [data for data, _ in calls] == DATAGRAMS
     assert len(list(rx)) == 1
+
+
+def test_coalesced_verdict_is_the_largest(coalesced):
+    """And its datagrams keep their lengths."""
+    pair, rx = coalesced()
+    tx, on = pair.far.tx_batch(16), pair.far.tx_batch(16)
+    handler, _ = recorder(lambda data: {DATAGRAMS[2]: FORWARD, DATAGRAMS[3]: 9}.get(data, REFLECT))
+    assert rx.run(address_of(handler), reflect=tx, forward=on) == 0
+    assert (len(tx), len(on)) == (1, 1)
+    assert bytes(on[0]) == b"".join(DATAGRAMS[:-1])
+    assert on.segment_sizes.tolist() == [20]
+
+    pair, rx = coalesced()
+    rooms = []
+
+    @HANDLER
+    def longer(packet, data, source, user):
+        rooms.append(packet[0].room)
+        packet[0].length += 1
+        return KEEP
+
+    assert rx.run(address_of(longer)) == 1
+    assert rx.handler_errors == 1
+    assert rooms[0] == 20
+    assert [bytes(packet)[:5] for packet in rx] == [b"alone"]
+    assert next(iter(rx.datagrams()))[:5] == b"alone"
+    assert rx.gro_strides[len(rx) - 1] == 6
 
 
 def test_coalesced_reflection(coalesced):

@@ -144,7 +144,10 @@ def test_names_exist(page):
         assert hasattr(fast_socket, name), f"fs.{name}"
     for name in re.findall(r"\bfast_socket\.([\w.]*\w)", page.read_text()):
         if name != "xdp" and not hasattr(fast_socket, name):
-            importlib.import_module(f"fast_socket.{name}")
+            module, _, rest = name.partition(".")
+            thing = importlib.import_module(f"fast_socket.{module}")
+            for part in filter(None, rest.split(".")):
+                thing = getattr(thing, part, None) or importlib.import_module(f"{thing.__name__}.{part}")
 
 
 def tools():
@@ -153,13 +156,14 @@ def tools():
     from typer.main import get_command
 
     from benchmarks import listener, ping, sender
-    from examples import blast, pong_server
+    from examples import blast, dns_responder, pong_server
 
     single = typer.Typer(add_completion=False)
     single.command()(ping.ping)
     return {
         "## examples/blast.py": get_command(blast.app),
         "## examples/pong_server.py": get_command(pong_server.app),
+        "## examples/dns_responder.py": get_command(dns_responder.app),
         "### os-sender blast": get_command(sender.app).commands["blast"],
         "### os-listener count": get_command(listener.app).commands["count"],
         "### os-ping": get_command(single),

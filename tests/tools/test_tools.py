@@ -70,6 +70,23 @@ def test_numbered_threads_arrive_whole(start, target, offload):
     assert (received["received"], received["dropped"], received["lost"], received["reordered"]) == (1001, 0, 0, 0)
 
 
+def test_sender_sends_given_bytes(target):
+    host, port = target.split(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((host, int(port)))
+        sock.settimeout(SECONDS)
+        sent = report_of(*SENDER, "--dest", target, "--payload-hex", "00 ff 10", "--count", "5")
+        assert (sent["sent"], sent["payload_len"], sent["sequence"]) == (5, 3, False)
+        assert [sock.recv(100) for _ in range(5)] == [b"\x00\xff\x10"] * 5
+
+
+@pytest.mark.parametrize("payload", ["", "0", "xy"])
+def test_sender_refuses_what_is_not_hex(target, payload):
+    done = run(*SENDER, "--dest", target, "--payload-hex", payload)
+    assert done.returncode == 2
+    assert "--payload-hex" in done.stderr
+
+
 def test_listener_takes_exactly_count_without_gro(start, target):
     listener = start(*LISTENER, "count", "--bind", target, "--no-gro", "--count", "300", *BUFFER, "--json")
     wait_ready(listener)

@@ -362,6 +362,44 @@ def test_padding_and_tags_are_no_part_of_the_packet(simulated: Any) -> None:
             rx.meta(1)
 
 
+@families
+def test_a_compiled_handler_turns_packets_round(ends: Ends, family: str) -> None:
+    """Swapped addresses and ports leave checksums right. IP packets are forwarded: nobody is there to reflect to."""
+    handlers = pytest.importorskip("fast_socket.numba", exc_type=fs.CapabilityError)
+    first, size = (12, 4) if family == "v4" else (8, 16)
+    protocol, header = (9, 20) if family == "v4" else (6, 40)
+    FORWARD, DROP = handlers.FORWARD, handlers.DROP
+
+    @handlers.packet_handler
+    def turn(packet: Any, data: Any, source: Any, state: Any) -> int:
+        if data[0] >> 4 != (4 if header == 20 else 6) or data[protocol] != 17 or source.any():
+            return DROP
+        for i in range(size):
+            data[first + i], data[first + size + i] = data[first + size + i], data[first + i]
+        for i in range(2):
+            data[header + i], data[header + 2 + i] = data[header + 2 + i], data[header + i]
+        return FORWARD
+
+    near, far = ends.open(0), ends.open(1)
+    payloads = [random.Random(i).randbytes(100 + i) for i in range(20)]
+    send(near, [datagram(family, payload) for payload in payloads])
+    rx, tx = far.recv_batch(64), far.tx_batch(64)
+    with pytest.raises(fs.ConfigError, match="IP packets go where their headers say"):
+        rx.run(turn, reflect=tx)
+    turned = 0
+    while turned < len(payloads):
+        assert far.driver.wait(SECONDS)
+        far.recv(rx)
+        assert rx.run(turn, forward=tx) == 0
+        turned += len(tx)
+        while len(tx):
+            far.send(tx)
+    answers = [Datagram.read(packet) for packet in receive(near, len(payloads))]
+    assert [answer.payload for answer in answers] == payloads
+    assert all(answer.header_ok and (answer.sport, answer.dport) == (9000, 5000) for answer in answers)
+    assert rx.handler_errors == 0
+
+
 # A tunnel: v4 and v6 in each of both
 
 

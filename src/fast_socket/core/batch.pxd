@@ -29,6 +29,7 @@ cdef class Batch:
 cdef class RecvBatch(Batch):
     cdef uint64_t datagram_total
     cdef bint refilled              # replace() gave slots other frames
+    cdef uint64_t failed            # packets that handlers failed on
 
     cdef int vacate(self) except -1
     cdef uint32_t replace(self) except 0
@@ -39,6 +40,8 @@ cdef class TxBatch(Batch):
     cdef void clear_slots(self, uint32_t first, uint32_t count) noexcept
     cdef uint32_t take_frames(self, uint32_t count) noexcept
     cdef int require_room(self) except -1
+    cdef int require_source(self, RecvBatch source, bint reply) except -1
+    cdef void move_in(self, Slots *src, uint32_t slot, bint reply) noexcept nogil
     cdef void accept(self, uint32_t count) noexcept
     cdef uint32_t take_whole(self, RecvBatch source, uint32_t to, bint reply, bint local, bint sizes,
                              bint ports) noexcept

@@ -72,7 +72,16 @@ class RecvBatch(Batch):
     @property
     def gro_strides(self) -> NDArray[np.uint32]: ...
     def datagrams(self) -> Datagrams: ...
-    def run(self, handler: int | _CompiledHandler, user: int = 0) -> int: ...
+    @property
+    def handler_errors(self) -> int: ...
+    def run(
+        self,
+        handler: int | _CompiledHandler,
+        user: int | None = None,
+        *,
+        reflect: TxBatch | None = None,
+        forward: TxBatch | None = None,
+    ) -> int: ...
 
 @final
 class Datagrams:

@@ -30,6 +30,7 @@ from fast_socket.core.addresses cimport (
     write_record,
 )
 from fast_socket.core.frames cimport FramePool, Geometry, NO_FRAME, Slots, chunk_end, packet_start, put_frame
+from fast_socket.core.handler cimport DROP, FORWARD, REFLECT, Handler, ask
 from fast_socket.core.memory cimport Region, column as make_column
 from fast_socket.core.packet cimport Packet, PacketBuffer, packet_in_batch
 from fast_socket.core.section cimport NO_GIL, hold
@@ -45,7 +46,6 @@ cdef enum:
 cdef object MOST_POINTER = int.from_bytes(sizeof(void *) * b"\xFF", "little")
 
 # Returns whether the packet is kept: zero drops it. Called with the GIL released.
-ctypedef int (*Handler)(uint8_t *data, uint32_t length, void *user) noexcept nogil
 
 
 cdef size_t aligned(size_t size) noexcept:
@@ -471,45 +471,86 @@ cdef class RecvBatch(Batch):
         self.require_idle()
         return Datagrams(self)
 
-    def run(self, handler, user=0):
-        """Call a compiled handler for every datagram, with the GIL released; returns how many packets were kept.
+    @property
+    def handler_errors(self):
+        """Packets that handlers failed on, since the batch was made: dropped by `run`."""
+        hold(<void *> self.pool)
+        return self.failed
 
-        `handler` is ``int handler(uint8_t *data, uint32_t length, void *user)``: an address, or an object with an
-        `address` attribute (a numba cfunc). It may rewrite the bytes it is given. A packet for which it returns 0
-        leaves the batch and its frame returns to the pool; of a GRO packet, every datagram must be 0 for that. So
-        ``rx.run(handler); tx.take_from(rx)`` answers what the handler kept. `user` is passed on.
+    def run(self, handler, user=None, *, TxBatch reflect=None, TxBatch forward=None):
+        """Call a compiled handler for every datagram, with the GIL released; returns how many packets stay here.
 
-        The address is called as it is: a wrong one crashes, as it would anywhere else.
+        `handler` is an address, or an object with an `address` attribute (`fast_socket.numba.packet_handler` makes
+        one, a numba cfunc is one), of a C function::
+
+            struct packet { uint32_t length, room, index, reserved; };
+            int handler(struct packet *packet, uint8_t *data, uint8_t *source, void *user);
+
+        `data` is the datagram, `packet->length` bytes, in its frame: it may be rewritten, and grow or shrink by a new
+        `length`, to `room` at the most. `index` is its packet's in the columns. `source` is its sender's address
+        record: a sockaddr_in, or a sockaddr_in6 for an IPv6 or dual-stack socket; all zero in a batch of IP packets.
+        `user` is an address that is passed on; without one the handler's own, its `user` attribute, or NULL. The
+        handler returns
+
+        - 0, DROP: the packet leaves the batch and its frame returns to the pool.
+        - 1, KEEP, and any other number: it stays.
+        - 2, REFLECT: it moves to the transmit batch `reflect`, addressed to what `source` holds now, from the address
+          that it was sent to where both batches have Metadata.LOCAL. IP packets cannot be reflected.
+        - 3, FORWARD: it moves to the transmit batch `forward`, its destination left to the caller.
+        - below 0: it failed. The packet is dropped and counted in `handler_errors`, as is one with a length beyond
+          `room`.
+
+        A packet stays where there is no such batch, or no room in it, and where it would be reflected to port 0. A
+        coalesced packet gets the largest verdict of its datagrams, and their lengths cannot change.
+
+        Raises `ConfigError` where a transmit batch is of another pool or cannot take the packets (`take_from`), or
+        these are in pieces; `BufferError` while packets are viewed. An address is called as it is: a wrong one
+        crashes, as it would anywhere else.
         """
         hold(<void *> self.pool)
         cdef uintptr_t address = check_pointer(getattr(handler, "address", handler), "handler")
-        cdef void *context = <void *> <uintptr_t> check_pointer(user, "user")
+        cdef void *context = <void *> <uintptr_t> check_pointer(
+            (getattr(handler, "user", 0) if user is None else user), "user")
         cdef Slots *slots = &self.slots
-        cdef uint32_t i, stride, done, length, kept = 0
-        cdef uint8_t *data
+        cdef Geometry geometry = self.pool.geometry
+        cdef uint8_t *base = self.pool.base
+        cdef uint32_t i, kept = 0
         cdef int verdict
         if address == 0:
             raise ConfigError("the handler's address is 0: give the address of a compiled function")
         self.claim()
+        for target, reply in ((reflect, True), (forward, False)):
+            if target is not None:
+                (<TxBatch> target).require_source(self, reply)
+                if slots.continued != NULL:
+                    raise ConfigError("run: packets in pieces cannot be moved by a handler: keep them, then take_from")
+        # A batch given twice is fine: it is cleared twice.
+        for target in (reflect, forward):
+            if target is not None:
+                (<TxBatch> target).clear_slots((<TxBatch> target).tail, min(
+                    (<TxBatch> target).capacity - (<TxBatch> target).tail, self.tail - self.head))
+                (<TxBatch> target).slots.busy = True
         slots.busy = True
         try:
             with nogil:
                 for i in range(self.head, self.tail):
                     if slots.frames[i] == NO_FRAME:
                         continue
-                    data = self.pool.base + slots.offsets[i]
-                    length = slots.lengths[i]
-                    stride = slots.segment_sizes[i] if slots.segment_sizes != NULL else length
-                    verdict, done = 0, 0
-                    while True:
-                        verdict |= (<Handler> address)(data + done, min(stride, length - done), context)
-                        done += stride
-                        if done >= length or stride == 0:
-                            break
-                    if verdict == 0:
+                    verdict = ask(<Handler> address, context, base, &geometry, slots, i, self.head)
+                    if verdict < 0:
+                        self.failed += 1
+                    if verdict <= DROP:
                         slots.lengths[i] |= DROP_MARK
+                    elif verdict == REFLECT and reflect is not None and port_of(slots, i):
+                        reflect.move_in(slots, i, True)
+                    elif verdict == FORWARD and forward is not None:
+                        forward.move_in(slots, i, False)
         finally:
             slots.busy = False
+            if reflect is not None:
+                reflect.slots.busy = False
+            if forward is not None:
+                forward.slots.busy = False
         for i in range(self.head, self.tail):
             if slots.frames[i] != NO_FRAME and slots.lengths[i] & DROP_MARK:
                 slots.lengths[i] &= ~<uint32_t> DROP_MARK
@@ -623,7 +664,7 @@ cdef class Datagrams:
                              offset, dtype)
 
 
-cdef void copy_rare(const Slots *src, uint32_t i, Slots *dst, uint32_t to, bint ports, bint pieces) noexcept:
+cdef void copy_rare(const Slots *src, uint32_t i, Slots *dst, uint32_t to, bint ports, bint pieces) noexcept nogil:
     """Out of the loop's way: few sockets have such columns."""
     if ports:
         dst.local_ports[to] = src.local_ports[i]
@@ -631,14 +672,14 @@ cdef void copy_rare(const Slots *src, uint32_t i, Slots *dst, uint32_t to, bint 
         dst.continued[to] = src.continued[i]
 
 
-cdef inline uint16_t port_of(const Slots *slots, uint32_t slot) noexcept:
+cdef inline uint16_t port_of(const Slots *slots, uint32_t slot) noexcept nogil:
     """In network byte order."""
     cdef uint16_t port
     memcpy(&port, slots.addresses + <size_t> slot * slots.address_stride + PORT_OFFSET, 2)
     return port
 
 
-cdef bint is_group(const uint8_t *host, bint v6) noexcept:
+cdef bint is_group(const uint8_t *host, bint v6) noexcept nogil:
     """Multicast or limited broadcast: nothing can be sent from there."""
     cdef int i
     if not v6:
@@ -948,6 +989,25 @@ cdef class TxBatch(Batch):
         if to is not None:
             memcpy(self.slots.addresses + <size_t> slot * self.slots.address_stride, record, self.slots.address_stride)
 
+    cdef int require_source(self, RecvBatch source, bint reply) except -1:
+        """Raise unless packets of that batch can move into this one now, replies or not."""
+        if source.pool is not self.pool:
+            raise ConfigError("the batches belong to different pools: open both sockets with the same pool=, or copy "
+                              "with append()")
+        if reply and source.slots.v6 != self.slots.v6:
+            raise ConfigError("one batch is IPv4, the other IPv6: there is no way back; take_from(reply=False), or "
+                              "forward= of run, and set destinations")
+        return self.claim()
+
+    cdef void move_in(self, Slots *src, uint32_t slot, bint reply) noexcept nogil:
+        """One packet, into a slot that was cleared; where there is no room it stays."""
+        cdef Slots *dst = &self.slots
+        if self.tail < self.capacity:
+            move_slot(src, slot, dst, self.tail, reply, reply and src.local_hosts != NULL and dst.local_hosts != NULL,
+                      src.segment_sizes != NULL and dst.segment_sizes != NULL,
+                      reply and src.local_ports != NULL and dst.local_ports != NULL, False)
+            self.tail += 1
+
     def take_from(self, RecvBatch source not None, *, bint reply=True):
         """Move received packets in, without a copy, as many as there is room for; returns how many.
 
@@ -965,12 +1025,7 @@ cdef class TxBatch(Batch):
         cdef bint local = reply and src.local_hosts != NULL and dst.local_hosts != NULL
         cdef bint sizes = src.segment_sizes != NULL and dst.segment_sizes != NULL
         cdef bint ports = reply and src.local_ports != NULL and dst.local_ports != NULL
-        if source.pool is not self.pool:
-            raise ConfigError("take_from: the batches belong to different pools: open both sockets with the same "
-                              "pool=, or copy with append()")
-        if reply and src.v6 != dst.v6:
-            raise ConfigError("take_from: one batch is IPv4, the other IPv6: use reply=False and set destinations")
-        self.claim()
+        self.require_source(source, reply)
         source.claim()
         first = to = self.tail
         self.clear_slots(first, min(self.capacity - first, source.tail - source.head))
@@ -1027,7 +1082,7 @@ cdef int write_destination(uint8_t *record, bint v6, object to) except -1:
 
 
 cdef inline void move_slot(Slots *src, uint32_t i, Slots *dst, uint32_t to, bint reply, bint local, bint sizes,
-                           bint ports, bint pieces) noexcept:
+                           bint ports, bint pieces) noexcept nogil:
     dst.frames[to], src.frames[i] = src.frames[i], NO_FRAME
     src.vacant += 1
     dst.offsets[to], dst.lengths[to] = src.offsets[i], src.lengths[i]

@@ -80,12 +80,16 @@ cdef class XdpIpTxBatch(TxBatch):
         TxBatch.clear_slots(self, first, count)
         memset(self.egress + first, 0, 4 * <size_t> count)
 
+    cdef int require_source(self, RecvBatch source, bint reply) except -1:
+        if reply:
+            raise ConfigError("IP packets go where their headers say: swap the addresses, then take_from(reply=False), "
+                              "or forward= of run")
+        return TxBatch.require_source(self, source, False)
+
     def take_from(self, RecvBatch source not None, *, bint reply=False):
         """As `TxBatch.take_from`, to each packet's own destination: an IP packet has no sender to go back to."""
         hold(<void *> self.pool)
-        if reply:
-            raise ConfigError("take_from(reply=True): IP packets go where their headers say; swap the addresses first")
-        return TxBatch.take_from(self, source, reply=False)
+        return TxBatch.take_from(self, source, reply=reply)
 
     @property
     def egresses(self):

@@ -1,6 +1,6 @@
 """gates: instructions per packet, counted by callgrind, against the recorded baseline.
 
-Only what runs inside the extension's send, recv and take_from counts, with all that these call, so neither the speed
+Only what runs inside the extension's send, recv, take_from and run counts, with all that these call, so neither the speed
 of the machine nor the interpreter's loop has a part in it; the kernel's work is not seen. The counts repeat exactly:
 the workload runs twice, and unequal counts are an error. They hold for one compiler, one Python and one C library:
 with others they are not comparable, and the gate says so and passes.
@@ -32,12 +32,13 @@ from examples import _cli
 BASELINE = ROOT / "benchmarks" / "gates.json"
 TOLERANCE = 0.5  # instructions per packet
 TIMEOUT = 60.0
-# The wrappers that Python calls of the methods of two classes: the workload calls nothing else of these while it
+# The wrappers that Python calls of the methods of these classes: the workload calls nothing else of these while it
 # counts. (Patterns that are alike up to a wildcard are more than callgrind can tell apart.)
 COUNTED = (
     "fast_socket_2os_3udp_11OsUdpSocket_*",
     "fast_socket_3xdp_3udp_12XdpUdpSocket_*",
     "fast_socket_4core_5batch_7TxBatch_*",
+    "fast_socket_4core_5batch_9RecvBatch_*",
 )
 # glibc picks its memcpy by these.
 CPU_FLAGS = ("avx2", "erms", "fsrm")

@@ -27,7 +27,7 @@ CONFIGURATIONS = {
     "coalesced": Configuration(fs.Metadata.NONE, True),
     "full": Configuration(fs.Metadata.ECN | fs.Metadata.LOCAL | fs.Metadata.TTL | fs.Metadata.TIMESTAMP, False),
 }
-STEPS = ("send", "send_to", "recv", "reflect")
+STEPS = ("send", "send_to", "recv", "run", "reflect")
 PACKETS = BATCH * ROUNDS
 
 
@@ -43,12 +43,14 @@ XDP_CONFIGURATIONS = {
 
 def main(library: str) -> None:
     callgrind = ctypes.CDLL(library)
+    handler = ctypes.cast(callgrind.gates_handler, ctypes.c_void_p).value
+    assert handler
 
     def dump(name: str) -> None:
         callgrind.gates_dump(name.encode())
 
     for name, (hosts, metadata, beside) in XDP_CONFIGURATIONS.items():
-        simulated(callgrind, dump, name, hosts, metadata, beside)
+        simulated(callgrind, handler, dump, name, hosts, metadata, beside)
     for name, configuration in CONFIGURATIONS.items():
         options: fs.OsUdpOptions = {
             "gso": configuration.offloads,
@@ -82,6 +84,8 @@ def main(library: str) -> None:
                 dump(f"{name}/send")
                 receive(server, rx)
                 dump(f"{name}/recv")
+                assert rx.run(handler) == len(rx)
+                dump(f"{name}/run")
                 # Reflecting is receiving, taking the frames over and sending.
                 fill()
                 dump("ignored")
@@ -117,7 +121,7 @@ class Pair:
         self.wire.resume()
         self.wire.paused = True
 
-    def turn(self, dump: Callable[[str], None], name: str) -> None:
+    def turn(self, handler: int, dump: Callable[[str], None], name: str) -> None:
         """Each step once, with a dump behind it."""
         assert self.out.allocate() == BATCH
         self.out.fill(PAYLOAD)
@@ -128,6 +132,8 @@ class Pair:
         self.carry()
         assert self.server.recv(self.rx) == BATCH
         dump(f"{name}/recv")
+        assert self.rx.run(handler) == BATCH
+        dump(f"{name}/run")
         assert self.out.allocate() == BATCH
         self.out.fill(PAYLOAD)
         dump("ignored")
@@ -150,6 +156,7 @@ class Pair:
 
 def simulated(
     callgrind: ctypes.CDLL,
+    handler: int,
     dump: Callable[[str], None],
     name: str,
     hosts: tuple[str, str],
@@ -166,8 +173,8 @@ def simulated(
         if turn == WARM_UP:
             callgrind.gates_start()
         for other in others:
-            other.turn(unseen, name)
-        pair.turn(dump, name)
+            other.turn(handler, unseen, name)
+        pair.turn(handler, dump, name)
     callgrind.gates_stop()
     for each in (pair, *others):
         each.close()

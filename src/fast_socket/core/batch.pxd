@@ -41,6 +41,7 @@ cdef class TxBatch(Batch):
     cdef uint32_t take_frames(self, uint32_t count) noexcept
     cdef int require_room(self) except -1
     cdef int require_source(self, RecvBatch source, bint reply) except -1
+    cdef void await_handler(self, uint32_t count) noexcept
     cdef void move_in(self, Slots *src, uint32_t slot, bint reply) noexcept nogil
     cdef void accept(self, uint32_t count) noexcept
     cdef uint32_t take_whole(self, RecvBatch source, uint32_t to, bint reply, bint local, bint sizes,

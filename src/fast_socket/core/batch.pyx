@@ -519,17 +519,17 @@ cdef class RecvBatch(Batch):
         if address == 0:
             raise ConfigError("the handler's address is 0: give the address of a compiled function")
         self.claim()
-        for target, reply in ((reflect, True), (forward, False)):
-            if target is not None:
-                (<TxBatch> target).require_source(self, reply)
-                if slots.continued != NULL:
-                    raise ConfigError("run: packets in pieces cannot be moved by a handler: keep them, then take_from")
-        # A batch given twice is fine: it is cleared twice.
-        for target in (reflect, forward):
-            if target is not None:
-                (<TxBatch> target).clear_slots((<TxBatch> target).tail, min(
-                    (<TxBatch> target).capacity - (<TxBatch> target).tail, self.tail - self.head))
-                (<TxBatch> target).slots.busy = True
+        if reflect is not None:
+            reflect.require_source(self, True)
+        if forward is not None:
+            forward.require_source(self, False)
+        if slots.continued != NULL and (reflect is not None or forward is not None):
+            raise ConfigError("run: packets in pieces cannot be moved by a handler: keep them, then take_from")
+        # Both may be the same batch: it is cleared twice.
+        if reflect is not None:
+            reflect.await_handler(self.tail - self.head)
+        if forward is not None:
+            forward.await_handler(self.tail - self.head)
         slots.busy = True
         try:
             with nogil:
@@ -998,6 +998,11 @@ cdef class TxBatch(Batch):
             raise ConfigError("one batch is IPv4, the other IPv6: there is no way back; take_from(reply=False), or "
                               "forward= of run, and set destinations")
         return self.claim()
+
+    cdef void await_handler(self, uint32_t count) noexcept:
+        """Clear the slots that so many packets may move into, and keep everybody else off."""
+        self.clear_slots(self.tail, min(self.capacity - self.tail, count))
+        self.slots.busy = True
 
     cdef void move_in(self, Slots *src, uint32_t slot, bint reply) noexcept nogil:
         """One packet, into a slot that was cleared; where there is no room it stays."""

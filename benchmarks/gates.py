@@ -1,9 +1,9 @@
 """gates: instructions per packet, counted by callgrind, against the recorded baseline.
 
-Only what runs inside the extension's send, recv, take_from and run counts, with all that these call, so neither the speed
-of the machine nor the interpreter's loop has a part in it; the kernel's work is not seen. The counts repeat exactly:
-the workload runs twice, and unequal counts are an error. They hold for one compiler, one Python and one C library:
-with others they are not comparable, and the gate says so and passes.
+Only what runs inside the extension's send, recv, take_from and run counts, with all that these call, so neither the
+speed of the machine nor the interpreter's loop has a part in it; the kernel's work is not seen. The counts repeat
+exactly: the workload runs twice, and unequal counts are an error. They hold for one compiler, one Python and one C
+library: with others they are not comparable, and the gate says so and passes.
 """
 
 import json

@@ -8,10 +8,10 @@ ARGS ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench wheel docs test-asan test-free-threaded gates api ebpf clean
+.PHONY: help setup demo test lint bench bench-quick wheel docs test-asan test-free-threaded gates api ebpf clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## make .venv: the pinned tools and the package, editable
 	@scripts/setup.sh
@@ -28,7 +28,11 @@ lint: ## ruff, cython-lint, mypy, pyright, import rules, rules of this repositor
 	@scripts/setup.sh lint
 	@scripts/lint.sh
 
-bench: ## measure, and compare with plain sockets, iperf3 and C loops (minutes)
+bench-quick: ## the same, a single look at each: two minutes, and a page in benchmarks/results/quick.html
+	@scripts/setup.sh bench
+	@$(PY) -m benchmarks bench --quick $(ARGS)
+
+bench: ## measure, compare with sockets, asyncio, other tools and C: 15 minutes, and a page in benchmarks/results/full.html
 	@scripts/setup.sh bench
 	@$(PY) -m benchmarks bench $(ARGS)
 

@@ -2,7 +2,21 @@
 
 import typer
 
-from benchmarks import aio_echo, bench, demo, gates, listener, ping, sender, xdp_listener, xdp_sender, xdp_tools
+from benchmarks import (
+    aio_echo,
+    api_shapes,
+    bench,
+    demo,
+    gates,
+    listener,
+    ping,
+    report,
+    sender,
+    waiting,
+    xdp_listener,
+    xdp_sender,
+    xdp_tools,
+)
 from examples import _cli
 
 app = typer.Typer(
@@ -20,8 +34,11 @@ app.command("aio-echo")(aio_echo.aio_echo)
 app.command("xdp-count")(xdp_tools.count)
 app.command("xdp-pong")(xdp_tools.pong)
 app.command("xdp-ping")(xdp_tools.ping)
+app.command("waiting")(waiting.waiting)
+app.command("api-shapes")(api_shapes.api_shapes)
 app.command("demo")(demo.demo)
 app.command("bench")(bench.bench)
+app.command("report")(report.report)
 app.command("gates")(gates.gates)
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """The comparisons of asyncio endpoints: the same protocol over asyncio's own, uvloop's and ours."""
 
+import importlib.util
 import sys
 
-from benchmarks.figures import LIMIT, PAYLOAD_LEN, Ends, Figure, Measure, Sample, bouncing, milliseconds
+from benchmarks.figures import LIMIT, PAYLOAD_LEN, Absent, Ends, Figure, Measure, Sample, bouncing, milliseconds
 from benchmarks.processes import OURS
 
 QUIC = [sys.executable, "-m", "benchmarks.aio_quic"]
 
 
 def server(ends: Ends, endpoint: str, loop: str) -> list[str]:
+    if loop == "uvloop" and not importlib.util.find_spec("uvloop"):
+        raise Absent("uvloop is not installed (pip install uvloop)")
     return [*OURS, "aio-echo", "--bind", ends.target, "--endpoint", endpoint, "--loop", loop, "--json"]
 
 
@@ -36,6 +39,8 @@ def download(endpoint: str, loop: str) -> Measure:
     """Bytes a second of an HTTP/3 download, aioquic at both ends, over the same kind of endpoint."""
 
     def measure(ends: Ends, seconds: float) -> Sample:
+        if not importlib.util.find_spec("aioquic"):
+            raise Absent("aioquic is not installed (pip install aioquic)")
         kind = ["--endpoint", endpoint, "--loop", loop, "--json", *milliseconds(seconds + LIMIT)]
         server = ends.receiver([*QUIC, "--bind", ends.target, *kind])
         size = str(max(int(10 * seconds), 1))  # megabytes, of which aioquic moves some 10 a second

@@ -7,18 +7,19 @@ that sends them.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import fast_socket as fs
-from benchmarks.processes import BLAST, OURS, PLAIN, REFERENCE, ROOT, C, Report, Tool
+from benchmarks.processes import BLAST, OURS, PLAIN, REFERENCE, ROOT, C, Report, Tool, ToolError
 from fast_socket import lab
 
 PORT = 9000
@@ -58,6 +59,12 @@ class Sample(NamedTuple):
 
     value: float
     details: Mapping[str, Any]
+    histogram: Sequence[tuple[int, int]] = ()
+    """Of round trips: the least nanoseconds of each bucket, and how many it holds."""
+
+
+class Absent(ToolError):
+    """A contender that cannot run here: why, and how to get it."""
 
 
 Measure = Callable[[Ends, float], Sample]
@@ -77,6 +84,8 @@ class Figure:
     note: str = ""
     queues: int = 1
     """Of the two hosts' devices."""
+    part_of: tuple[str, str] | None = None
+    """Another figure's key, and the detail of its runs that this one looks at: it has no runs of its own."""
 
 
 # ---- the tools, as command lines ----
@@ -134,6 +143,8 @@ def sending(argv: Callable[[Ends], list[str]], *, alone: bool = False) -> Measur
 
 def iperf3(ends: Ends, seconds: float) -> Sample:
     """iperf3 takes whole seconds, and has a server of its own."""
+    if not shutil.which("iperf3"):
+        raise Absent("iperf3 is not installed (apt-get install iperf3)")
     server = ends.receiver(f"iperf3 --server --one-off --forceflush --bind {ends.address} --port {PORT}".split())
     client = ends.sender(
         f"iperf3 --client {ends.address} --port {PORT} --udp --length {PAYLOAD_LEN} --bitrate 0 --json"
@@ -194,9 +205,14 @@ def bouncing(pong: Callable[[Ends], list[str]], ping: Callable[[Ends], list[str]
         server = ends.receiver([*pong(ends), *milliseconds(seconds + LIMIT)])
         report = ends.sender([*ping(ends), *milliseconds(seconds)]).report(seconds + LIMIT)
         server.stop()
-        return Sample(report["rtt_ns"]["p50"], {**report["rtt_ns"], "count": report["count"], "lost": report["lost"]})
+        return of_round_trips(report, "p50")
 
     return measure
+
+
+def of_round_trips(report: Report, percentile: str) -> Sample:
+    details = {**report["rtt_ns"], "count": report["count"], "lost": report["lost"]}
+    return Sample(report["rtt_ns"][percentile], details, report["rtt_histogram"])
 
 
 def bounce_figure(wait: str) -> Figure:
@@ -355,7 +371,10 @@ def import_times(rounds: int) -> list[float]:
     compares sources with what is built, which takes longer than the import."""
     with tempfile.TemporaryDirectory(prefix="fast-socket-import-") as directory:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-build-isolation"]
-        subprocess.run([*pip, "--no-deps", "--target", directory, "."], cwd=ROOT, check=True, capture_output=True)
+        # meson-python looks for ninja there.
+        tools = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
+        install = [*pip, "--no-deps", "--target", directory, "."]
+        subprocess.run(install, cwd=ROOT, env=tools, check=True, capture_output=True)
         packages = [path for path in sys.path if path.endswith("site-packages")]
         # -S: without site there is no .pth file that would lead to the editable install.
         command = [sys.executable, "-S", "-c", IMPORT]
@@ -372,9 +391,3 @@ def build_references() -> None:
         subprocess.run(["make", "--quiet", "-C", REFERENCE], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise fs.CapabilityError(f"cannot build the C loops: {getattr(error, 'stderr', '') or error}") from error
-
-
-def missing_programs() -> set[str]:
-    """Contenders that are not installed."""
-    paths = os.environ.get("PATH", "").split(os.pathsep)
-    return set() if any(Path(path, "iperf3").exists() for path in paths) else {"iperf3 -u -l 64 -b 0"}

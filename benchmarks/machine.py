@@ -1,12 +1,28 @@
-"""The machine that figures are taken on: what a reader needs to judge them, and nothing that names it."""
+"""The machine that figures are taken on, and what of the project was measured: what a reader needs to judge them, and
+nothing that names the machine."""
 
+import json
 import os
 import platform
 import re
 import shutil
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+from benchmarks.processes import ROOT
+from fast_socket import lab
+
+CPUS = Path("/sys/devices/system/cpu")
+OFFLOADS = (
+    "tx-udp-segmentation",
+    "tx-generic-segmentation",
+    "tx-checksum-ip-generic",
+    "rx-gro",
+    "rx-udp-gro-forwarding",
+)
 
 
 def first_line(*command: str) -> str:
@@ -16,8 +32,39 @@ def first_line(*command: str) -> str:
     return subprocess.run(command, check=False, capture_output=True, text=True).stdout.partition("\n")[0].strip()
 
 
+def text_of(path: Path, otherwise: str = "unknown") -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return otherwise
+
+
 def compiler() -> str:
     return first_line(os.environ.get("CC", "cc"), "--version")
+
+
+def compiler_flags() -> str:
+    """Those that decide speed, as meson compiled the extensions with."""
+    for commands in sorted((ROOT / "build").glob("cp*/compile_commands.json")):
+        command = next(
+            (each["command"] for each in json.loads(commands.read_text()) if "batch.pyx" in each["file"]), ""
+        )
+        return " ".join(re.findall(r"\s(-O\w|-m\w+=\S+|-D_?NDEBUG|-flto\S*|-fsanitize=\S+)", command))
+    return "unknown"
+
+
+def commit() -> str:
+    """Of the measured tree, and whether it differs from that."""
+    if not (found := first_line("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")):
+        return "unknown"
+    changed = first_line("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
+    return f"{found}, with changes" if changed else found
+
+
+def topology() -> str:
+    cpus = [path / "topology" for path in CPUS.glob("cpu[0-9]*")]
+    cores = {(text_of(path / "physical_package_id"), text_of(path / "core_id")) for path in cpus}
+    return f"{len(cpus)} logical CPUs, {len(cores)} cores, {len({package for package, _ in cores})} sockets"
 
 
 def describe() -> dict[str, str]:
@@ -25,14 +72,38 @@ def describe() -> dict[str, str]:
     model = re.search(r"^model name\s*: (.+)$", info, re.MULTILINE)
     memory = re.search(r"^MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE)
     return {
-        "CPU": f"{model[1] if model else platform.machine()}, {os.cpu_count()} logical CPUs",
+        "commit": commit(),
+        "CPU": model[1] if model else platform.machine(),
+        "topology": topology(),
+        "NUMA nodes": str(len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1),
+        "governor": text_of(CPUS / "cpu0" / "cpufreq" / "scaling_governor", "none: the host decides"),
         "memory": f"{int(memory[1]) / (1 << 20):.0f} GiB" if memory else "unknown",
         "virtual": "yes" if "hypervisor" in info else "no",
+        "clock": text_of(Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")),
+        "huge pages": text_of(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
         "kernel": f"{platform.system()} {platform.release()}",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
         "compiler": compiler(),
+        "flags": compiler_flags(),
         "Cython": version("Cython"),
         "numpy": version("numpy"),
         "libc": " ".join(platform.libc_ver()),
         "iperf3": first_line("iperf3", "--version"),
+    }
+
+
+def describe_device(host: lab.Host) -> dict[str, str]:
+    """The device of a host: what `fast-socket info` tells of it, as far as it bears on speed."""
+    argv = [sys.executable, "-m", "fast_socket.cli", "info", host.interface.name, "--json"]
+    found = host.popen(argv, stdout=subprocess.PIPE, text=True)
+    facts: dict[str, Any] = json.loads(found.communicate(timeout=30)[0])
+    capabilities = facts["capabilities"]
+    return {
+        "driver": facts["driver"],
+        "MTU": str(facts["mtu"]),
+        "queues": f"{facts['rx_queues']} receive, {facts['tx_queues']} transmit",
+        "NUMA node": str(facts["numa_node"]) if facts["numa_node"] >= 0 else "none",
+        "native XDP": capabilities["native_xdp"],
+        "zero-copy": capabilities["zero_copy"],
+        "offloads": ", ".join(f"{name} {'on' if facts['offloads'][name] else 'off'}" for name in OFFLOADS),
     }

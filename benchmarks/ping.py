@@ -22,6 +22,14 @@ def percentiles(samples: list[int]) -> dict[str, int | None]:
     }
 
 
+def histogram(samples: list[int]) -> list[tuple[int, int]]:
+    """Eight buckets an octave: the least value of each that holds something, and how many it holds."""
+    values = np.sort(np.array(samples, np.int64))
+    shifts = np.maximum(np.frexp(values)[1] - 4, 0)  # of a float: exact below 2**53
+    buckets, counts = np.unique(values >> shifts << shifts, return_counts=True)
+    return list(zip(buckets.tolist(), counts.tolist(), strict=True))
+
+
 def ping(
     dest: _cli.Dest,
     payload_len: Annotated[int, typer.Option(min=NUMBER.size, max=65_507, help="Bytes in each datagram.")] = 64,
@@ -73,4 +81,5 @@ def ping(
         seconds=round(seconds, 6),
         payload_len=payload_len,
         rtt_ns=percentiles(round_trips),
+        **({"rtt_histogram": histogram(round_trips)} if as_json else {}),
     )

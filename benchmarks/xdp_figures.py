@@ -1,10 +1,11 @@
 """The comparisons of AF_XDP: our tools, C loops over libxdp, dpdk-testpmd. Copy mode over veth, native XDP."""
 
 from collections.abc import Callable
+from functools import partial
 
 from benchmarks import xdp_peers
-from benchmarks.figures import LIMIT, PAYLOAD_LEN, Ends, Figure, Measure, Sample, milliseconds
-from benchmarks.processes import BLAST, OURS, Report, ToolError
+from benchmarks.figures import LIMIT, PAYLOAD_LEN, Absent, Ends, Figure, Measure, Sample, milliseconds, of_round_trips
+from benchmarks.processes import BLAST, OURS, Report
 
 Run = Callable[[Ends, float], Report | str]
 
@@ -12,7 +13,7 @@ Run = Callable[[Ends, float], Report | str]
 def checked(result: Report | str) -> Report:
     """A peer that could not run says why."""
     if isinstance(result, str):
-        raise ToolError(result)
+        raise Absent(result)
     return result
 
 
@@ -55,7 +56,7 @@ def received_by(run: Callable[[Ends, Callable[[], Report | str]], Report | str])
     return measure
 
 
-def round_trip(percentile: str, wait: xdp_peers.Wait, *, ours: bool) -> Measure:
+def round_trip(wait: xdp_peers.Wait, *, ours: bool) -> Measure:
     """Nanoseconds, one datagram outstanding, the same kind of tool at both ends."""
 
     def measure(ends: Ends, seconds: float) -> Sample:
@@ -66,24 +67,24 @@ def round_trip(percentile: str, wait: xdp_peers.Wait, *, ours: bool) -> Measure:
         else:
             pong = xdp_peers.c_pong(ends, lambda: xdp_peers.c_ping(ends, seconds, wait=wait), wait=wait)
             report = checked(pong)["peer"]
-        return Sample(report["rtt_ns"][percentile], {**report["rtt_ns"], "count": report["count"]})
+        return of_round_trips(report, "p50")
 
     return measure
 
 
-def bounce(wait: xdp_peers.Wait, percentile: str) -> Figure:
-    return Figure(
-        f"xdp-ping-{wait}-{percentile}",
-        f"AF_XDP: round trip, both ends {'sleeping in poll' if wait == 'poll' else 'spinning'} ({percentile})",
-        "us",
-        {
-            "fast_socket": round_trip(percentile, wait, ours=True),
-            "C loop": round_trip(percentile, wait, ours=False),
-        },
-        targets={"C loop": 1.05},
-        less_is_better=True,
-        scale=1e-3,
-    )
+def bounces(wait: xdp_peers.Wait) -> tuple[Figure, Figure]:
+    """The median, and of the same runs the 99th percentile."""
+    key = f"xdp-ping-{wait}"
+    title = f"AF_XDP: round trip, both ends {'sleeping in poll' if wait == 'poll' else 'spinning'}"
+    contenders = {"fast_socket": round_trip(wait, ours=True), "C loop": round_trip(wait, ours=False)}
+    targets = {"C loop": 1.05}
+    return (
+        Figure(f"{key}-p50", f"{title} (p50)", "us", contenders, targets, less_is_better=True, scale=1e-3),
+        Figure(
+            f"{key}-p99", f"{title} (p99)", "us", contenders, targets, less_is_better=True, scale=1e-3,
+            part_of=(f"{key}-p50", "p99"),
+        ),
+    )  # fmt: skip
 
 
 XDP_FIGURES = (
@@ -95,9 +96,15 @@ XDP_FIGURES = (
             "fast_socket": sent_by(our_blast),
             "C loop": sent_by(xdp_peers.c_blast),
             "dpdk-testpmd txonly": sent_by(xdp_peers.testpmd_txonly),
+            "dpdk-testpmd txonly, net_af_packet": sent_by(partial(xdp_peers.testpmd_txonly, packet_socket=True)),
+            "trafgen": sent_by(xdp_peers.trafgen),
+            "scapy sendp": sent_by(xdp_peers.scapy_blast),
+            "scapy sendpfast (tcpreplay)": sent_by(partial(xdp_peers.scapy_blast, how="sendpfast")),
+            "xdp-trafficgen": sent_by(xdp_peers.trafficgen_udp),
         },
         targets={"C loop": 1.0, "dpdk-testpmd txonly": 1.0},
         scale=1e-6,
+        note="The last five send through packet sockets or from within the kernel.",
     ),
     Figure(
         "xdp-count",
@@ -106,6 +113,8 @@ XDP_FIGURES = (
         {
             "fast_socket": received_by(lambda ends, sender: our_receiver(ends, "xdp-count", "spin", sender)),
             "C loop": received_by(xdp_peers.c_count),
+            "dpdk-testpmd rxonly": received_by(xdp_peers.testpmd_rxonly),
+            "xdp-bench drop": received_by(xdp_peers.bench_drop),
         },
         targets={"C loop": 1.0},
         scale=1e-6,
@@ -122,8 +131,6 @@ XDP_FIGURES = (
         targets={"C loop": 1.0},
         scale=1e-6,
     ),
-    bounce("poll", "p50"),
-    bounce("poll", "p99"),
-    bounce("spin", "p50"),
-    bounce("spin", "p99"),
+    *bounces("poll"),
+    *bounces("spin"),
 )

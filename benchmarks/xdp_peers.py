@@ -1,4 +1,5 @@
-"""What AF_XDP from Python is measured against: C loops over libxdp, DPDK's testpmd, xdp-trafficgen.
+"""What AF_XDP from Python is measured against: C loops over libxdp, DPDK's testpmd, xdp-trafficgen; and what sends
+frames through packet sockets: trafgen, scapy.
 
 Each function runs one program on a host of a lab, pinned to that end's CPU, and returns its report: `tool`, `pps`,
 `sent` or `received`, `seconds`, and what the program says beside. Where it cannot run, for it is not installed,
@@ -15,10 +16,13 @@ A receiver takes everything of its queue, ARP as well: where a kernel socket is 
 `static_neighbors=True`, and one queue, for the kernel chooses the queue that it sends on.
 """
 
+import importlib.util
 import os
 import re
 import shutil
 import signal
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +46,7 @@ TESTPMD_MBUFS, TESTPMD_MEGABYTES = 16384, 256
 # A device that takes nothing from xdp-trafficgen is not waited for any longer.
 START_SECONDS = 3.0
 REMOVED_TRACEPOINT = "xdp_redirect_map_err"
+TRAFGEN_PPS = 400_000  # about what it reaches over veth
 
 
 def versions() -> dict[str, str]:
@@ -184,15 +189,12 @@ def c_pong(
 
 
 class Testpmd:
-    """testpmd on one AF_XDP queue, forwarding since it was made: its counters, and its end.
+    """testpmd on one AF_XDP queue, or on a packet socket, forwarding since it was made: its counters, and its end.
 
     One lcore reads the commands and sleeps, the other forwards; both are pinned to the one CPU.
     """
 
-    def __init__(self, host: lab.Host, cpu: int, forward: str, queue: int, busy_budget: int | None, *options: str):
-        device = f"net_af_xdp0,iface={host.interface.name},start_queue={queue},queue_count=1"
-        if busy_budget is not None:
-            device += f",busy_budget={busy_budget}"
+    def __init__(self, host: lab.Host, cpu: int, forward: str, device: str, *options: str):
         eal = ["--no-huge", "--no-shconf", "--no-telemetry", "--no-pci", "-m", str(TESTPMD_MEGABYTES)]
         # Without stdbuf its answers would wait in a buffer of 4 KiB.
         self.tool = Tool(
@@ -241,13 +243,25 @@ def difference(before: Report, after: Report) -> Report:
     return {key: round(after[key] - value, 6) for key, value in before.items()}
 
 
+def xdp_device(host: lab.Host, queue: int, busy_budget: int | None) -> str:
+    device = f"net_af_xdp0,iface={host.interface.name},start_queue={queue},queue_count=1"
+    return device if busy_budget is None else f"{device},busy_budget={busy_budget}"
+
+
 CPU_KEYS = ("user_seconds", "system_seconds", "cpu_seconds")
 
 
 def testpmd_txonly(
-    ends: Ends, seconds: float, *, queue: int = 0, burst: int = 64, busy_budget: int | None = None
+    ends: Ends,
+    seconds: float,
+    *,
+    queue: int = 0,
+    burst: int = 64,
+    busy_budget: int | None = None,
+    packet_socket: bool = False,
 ) -> Result:
-    """One flow of equal datagrams from testpmd over net_af_xdp, which has an RX queue and an XDP program too.
+    """One flow of equal datagrams from testpmd over net_af_xdp, which has an RX queue and an XDP program too; or, with
+    `packet_socket`, over net_af_packet.
 
     `sent` and `pps` are of `seconds` within its run; `total` is of the whole run, which is a little longer.
     `busy_budget=0` switches the driver's busy polling off, None leaves it at the driver's default, 64.
@@ -257,7 +271,8 @@ def testpmd_txonly(
     near = ends.near.interface
     try:
         testpmd = Testpmd(
-            ends.near, ends.near_cpu, "txonly", queue, busy_budget,
+            ends.near, ends.near_cpu, "txonly",
+            f"net_af_packet0,iface={near.name}" if packet_socket else xdp_device(ends.near, queue, busy_budget),
             f"--burst={burst}", f"--txpkts={HEADERS + PAYLOAD_LEN}", f"--tx-ip={near.ipv4},{ends.address}",
             f"--tx-udp={SOURCE_PORT},{PORT}", f"--eth-peer=0,{ends.far.interface.mac}",
         )  # fmt: skip
@@ -299,7 +314,9 @@ def testpmd_rxonly(
     if missing := testpmd_unavailable():
         return missing
     try:
-        testpmd = Testpmd(ends.far, ends.far_cpu, "rxonly", queue, busy_budget, f"--burst={burst}")
+        testpmd = Testpmd(
+            ends.far, ends.far_cpu, "rxonly", xdp_device(ends.far, queue, busy_budget), f"--burst={burst}"
+        )
     except ToolError as error:
         return reason(error)
     try:
@@ -344,43 +361,129 @@ def trafficgen_udp(ends: Ends, seconds: float) -> Result:
         "xdp-trafficgen", "udp", "--dst-mac", far.mac, "--src-mac", near.mac, "--dst-addr", str(far.ipv6),
         "--src-addr", str(near.ipv6), "--dst-port", str(PORT), "--src-port", str(SOURCE_PORT), near.name,
     ]  # fmt: skip
-    counter = Path(f"/sys/class/net/{near.name}/statistics/tx_packets")
-
-    def sent() -> int:
-        return int(ends.near.run(counter.read_text))
-
     tool = ends.sender(argv)
     try:
-        first, begun = sent(), time.monotonic()
-        # It takes some 0.1 s to begin, which is not of its rate. What is a start, and no stray: a thousand packets.
-        while sent() < first + 1000:
-            if not tool.running:
-                tool.output(STOP_SECONDS)
-                raise tool.error("ended by itself")
-            if time.monotonic() > begun + START_SECONDS:
-                return "xdp-trafficgen sends nothing (over veth the far end needs an XDP program or GRO)"
-            time.sleep(0.005)
-        before, cpu_before = (sent(), time.monotonic()), cpu_times(tool.pid)
-        time.sleep(seconds)
-        after, cpu_after = (sent(), time.monotonic()), cpu_times(tool.pid)
+        report = timed_by_device(ends, tool, seconds)
         # Its status is 1 also when all went well.
         tool.signal(signal.SIGINT)
         tool.wait(STOP_SECONDS)
     except ToolError as error:
-        if REMOVED_TRACEPOINT in str(error):
-            return (
-                f"{versions()['xdp-tools']} wants the tracepoint {REMOVED_TRACEPOINT}, which this kernel no longer has "
-                "(xdp-tools does without since its pull request 513, of June 2025)"
-            )
-        return reason(error)
+        return without_tracepoint(error)
     finally:
         tool.kill()
+    if isinstance(report, str):
+        return f"xdp-trafficgen {report} (over veth the far end needs an XDP program or GRO)"
+    return {"tool": "xdp-trafficgen", "mode": "udp", **report}
+
+
+def without_tracepoint(error: ToolError) -> str:
+    """Why a program of xdp-tools did not start."""
+    if REMOVED_TRACEPOINT in str(error):
+        return (
+            f"xdp-tools ({versions()['xdp-tools']}) wants the tracepoint {REMOVED_TRACEPOINT}, which this kernel no "
+            "longer has (xdp-tools does without since its pull request 513, of June 2025)"
+        )
+    return reason(error)
+
+
+def timed_by_device(ends: Ends, tool: Tool, seconds: float) -> Result:
+    """What the near device sends within so many seconds of a sender that tells no rate of its own."""
+    counter = Path(f"/sys/class/net/{ends.near.interface.name}/statistics/tx_packets")
+
+    def sent() -> int:
+        return int(ends.near.run(counter.read_text))
+
+    first, begun = sent(), time.monotonic()
+    # Until it begins is not of its rate. What is a start, and no stray: a thousand packets.
+    while sent() < first + 1000:
+        if not tool.running:
+            tool.output(STOP_SECONDS)
+            raise tool.error("ended by itself")
+        if time.monotonic() > begun + START_SECONDS:
+            return "sends nothing"
+        time.sleep(0.005)
+    before, cpu_before = (sent(), time.monotonic()), cpu_times(tool.pid)
+    time.sleep(seconds)
+    after, cpu_after = (sent(), time.monotonic()), cpu_times(tool.pid)
     taken, passed = after[0] - before[0], after[1] - before[1]
-    return {
-        "tool": "xdp-trafficgen",
-        "mode": "udp",
-        "sent": taken,
-        "seconds": passed,
-        "pps": taken / passed,
-        **difference(cpu_before, cpu_after),
-    }
+    return {"sent": taken, "seconds": passed, "pps": taken / passed, **difference(cpu_before, cpu_after)}
+
+
+# ---- xdp-bench ----
+
+
+def bench_drop(ends: Ends, peer: Peer) -> Result:
+    """xdp-bench, of xdp-tools: an XDP program counts and drops what arrives while `peer` runs. No user space sees a
+    packet: this is a limit of the device."""
+    if not shutil.which("xdp-bench"):
+        return "xdp-bench is not installed (apt-get install xdp-tools)"
+    argv = ["stdbuf", "-oL", "xdp-bench", "drop", ends.far.interface.name]
+    try:
+        tool = Tool(argv, spawn=ends.far.popen, cpu=ends.far_cpu, ready=("Dropping",)).wait_ready()
+    except ToolError as error:
+        return without_tracepoint(error)
+    try:
+        theirs = peer()
+        time.sleep(SETTLE)
+        tool.signal(signal.SIGINT)
+        tool.wait(STOP_SECONDS)
+    finally:
+        tool.kill()
+    found = re.search(r"Packets received\s*:\s*([\d,]+)", "\n".join(tool.lines))
+    if isinstance(theirs, str):
+        return theirs
+    if not found:
+        return "xdp-bench says nothing of what it received"
+    received = int(found[1].replace(",", ""))
+    return {"tool": "xdp-bench", "mode": "drop", "received": received, "seconds": theirs["seconds"],
+            "pps": received / theirs["seconds"], "dropped": 0, "peer": theirs}  # fmt: skip
+
+
+# ---- packet sockets: trafgen, scapy ----
+
+
+TRAFGEN = """{{
+  eth(daddr={far.mac}, saddr={near.mac}), ipv4(saddr={near.ipv4}, daddr={far.ipv4}),
+  udp(sport={sport}, dport={dport}, csum=0), fill(0x00, {payload_len})
+}}
+"""
+
+
+def trafgen(ends: Ends, seconds: float) -> Result:
+    """netsniff-ng's generator: equal frames through the mapped TX ring of a packet socket, from one child process. It
+    is given a count: ended early, the child would go on."""
+    if not shutil.which("trafgen"):
+        return "trafgen is not installed (apt-get install netsniff-ng)"
+    with tempfile.NamedTemporaryFile("w", prefix="fast-socket-trafgen-", suffix=".cfg") as config:
+        config.write(
+            TRAFGEN.format(
+                near=ends.near.interface, far=ends.far.interface, sport=SOURCE_PORT, dport=PORT, payload_len=PAYLOAD_LEN
+            )
+        )
+        config.flush()
+        argv = [
+            "trafgen", "--dev", ends.near.interface.name, "--conf", config.name, "--cpus", "1",
+            "--num", str(max(1, round(TRAFGEN_PPS * seconds))), "--notouch-irq", "--no-sock-mem",
+        ]  # fmt: skip
+        try:
+            output = ends.sender(argv).output(10 * seconds + LIMIT)
+        except ToolError as error:
+            return reason(error)
+    found = re.search(r"(\d+) sec, (\d+) usec on CPU\d+ \((\d+) packets\)", output)
+    if not found:
+        return "trafgen says nothing of what it sent"
+    sent, taken = int(found[3]), int(found[1]) + int(found[2]) / 1e6
+    return {"tool": "trafgen", "mode": "blast", "sent": sent, "seconds": taken, "pps": sent / taken}
+
+
+def scapy_blast(ends: Ends, seconds: float, *, how: Literal["sendp", "sendpfast"] = "sendp") -> Result:
+    """Scapy's own ways to send frames; the second has tcpreplay send."""
+    if importlib.util.find_spec("scapy") is None:
+        return "scapy is not installed (pip install scapy)"
+    if how == "sendpfast" and not shutil.which("tcpreplay"):
+        return "tcpreplay is not installed (apt-get install tcpreplay)"
+    argv = [sys.executable, "-m", "benchmarks.scapy_blast", "--iface", ends.near.interface.name, "--how", how]
+    try:
+        return ends.sender([*argv, *flow_options(ends), *milliseconds(seconds)]).report(seconds + LIMIT)
+    except ToolError as error:
+        return reason(error)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import fast_socket as fs
-from benchmarks.ping import NUMBER, percentiles
+from benchmarks.ping import NUMBER, histogram, percentiles
 from examples import _cli
 
 PING_PORT = 50_001
@@ -154,4 +154,5 @@ def ping(
         seconds=round(seconds, 6),
         payload_len=payload_len,
         rtt_ns=percentiles(round_trips),
+        **({"rtt_histogram": histogram(round_trips)} if as_json else {}),
     )

@@ -50,7 +50,10 @@ case $target in
         # What AF_XDP is compared with: C loops over libxdp, testpmd (Debian has it in dpdk-dev), xdp-trafficgen.
         echo '#include <xdp/xsk.h>' | gcc -E -o /dev/null - 2>/dev/null || wish libxdp-dev
         have dpdk-testpmd || wish dpdk-dev
-        have xdp-trafficgen || wish xdp-tools ;;
+        have xdp-trafficgen || wish xdp-tools
+        have trafgen || wish netsniff-ng
+        have tcpreplay || wish tcpreplay ;;             # scapy's sendpfast
+    browser) have chromium || have chromium-browser || have google-chrome || wish chromium ;;
     gates) have valgrind || need valgrind ;;
     ebpf)
         have clang || need clang
@@ -63,8 +66,8 @@ case $target in
         have gcc && [[ $(gcc -print-file-name=libasan.so) == /* ]] || need gcc ;;
 esac
 
-# Compiling the XDP program wants nothing of Python.
-if [[ $target == ebpf ]]; then install_missing; exit 0; fi
+# Compiling the XDP program wants nothing of Python, nor does a browser.
+if [[ $target == ebpf || $target == browser ]]; then install_missing; exit 0; fi
 
 # --- Python ----------------------------------------------------------------------------------------------------------
 

@@ -380,7 +380,14 @@ static inline long long ref_percentile(const struct ref_samples *samples, size_t
     return samples->values[rank ? rank - 1 : 0];
 }
 
-/* The member `rtt_ns` of a report. */
+/* Histograms have eight buckets an octave: this is the least value of a value's bucket. */
+static inline int64_t ref_bucket(int64_t value)
+{
+    int shift = value < 16 ? 0 : 60 - __builtin_clzll((unsigned long long)value);
+    return value >> shift << shift;
+}
+
+/* The members `rtt_ns` and `rtt_histogram` of a report. */
 static inline void ref_print_samples(struct ref_samples *samples)
 {
     if (samples->count)
@@ -388,6 +395,14 @@ static inline void ref_print_samples(struct ref_samples *samples)
     printf("\"rtt_ns\": {\"min\": %lld, \"p50\": %lld, \"p90\": %lld, \"p99\": %lld, \"max\": %lld}",
            ref_percentile(samples, 0), ref_percentile(samples, 50), ref_percentile(samples, 90),
            ref_percentile(samples, 99), ref_percentile(samples, 100));
+    printf(", \"rtt_histogram\": [");
+    for (size_t from = 0, to; from < samples->count; from = to) {
+        int64_t bucket = ref_bucket(samples->values[from]);
+        for (to = from; to < samples->count && ref_bucket(samples->values[to]) == bucket; to++)
+            ;
+        printf("%s[%lld, %zu]", from ? ", " : "", (long long)bucket, to - from);
+    }
+    putchar(']');
 }
 
 #endif

@@ -269,7 +269,18 @@ def ping(options: argparse.Namespace, bounds: Bounds, stop: Stop) -> Report:
             "p99": percentile(99),
             "max": percentile(100),
         },
+        "rtt_histogram": histogram(round_trips),
     }
+
+
+def histogram(samples: list[int]) -> list[tuple[int, int]]:
+    """Eight buckets an octave: the least value of each that holds something, and how many it holds."""
+    counts: dict[int, int] = {}
+    for value in sorted(samples):
+        shift = max(value.bit_length() - 4, 0)
+        bucket = value >> shift << shift
+        counts[bucket] = counts.get(bucket, 0) + 1
+    return list(counts.items())
 
 
 def pong(options: argparse.Namespace, bounds: Bounds, stop: Stop) -> Report:

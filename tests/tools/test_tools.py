@@ -30,6 +30,7 @@ UNAVAILABLE = why_unavailable()
 LISTENER = [*BENCHMARKS, "os-listener"]
 SENDER = [*BENCHMARKS, "os-sender", "blast"]
 PING = [*BENCHMARKS, "os-ping"]
+REFERENCE = ROOT / "benchmarks" / "reference"
 PATIENT = ["--timeout-ms", "5000"]  # a machine with much else to do answers late
 BUFFER = ["--recv-buffer", "4000000"]
 
@@ -106,6 +107,29 @@ def test_the_kernel_counts_a_coalesced_buffer_as_one_drop(start, target):
     assert (report["lost"] or 0) <= sent - report["received"]
 
 
+def assert_histogram(report):
+    """Each bucket's least value is the value with all but its four leading bits zero."""
+    buckets = [bucket for bucket, _ in report["rtt_histogram"]]
+    assert buckets == sorted(set(buckets))
+    assert sum(count for _, count in report["rtt_histogram"]) == report["count"]
+    for place, value in ((0, report["rtt_ns"]["min"]), (-1, report["rtt_ns"]["max"])):
+        assert bin(buckets[place])[2:].rstrip("0") == bin(value)[2:6].rstrip("0")
+        assert buckets[place].bit_length() == value.bit_length()
+
+
+@pytest.mark.parametrize("wait", ["poll", "spin"])
+def test_the_references_ping_alike(start, target, wait):
+    pong = start(PYTHON, str(REFERENCE / "plain_socket.py"), "pong", "--bind", target, "--wait", wait)
+    wait_ready(pong)
+    made = subprocess.run(["make", "--quiet", "-C", REFERENCE], check=False, capture_output=True)
+    if made.returncode:
+        pytest.skip("the C loops cannot be built here")
+    plain = [PYTHON, str(REFERENCE / "plain_socket.py"), "ping"]
+    for ping in (plain, [str(REFERENCE / "build" / "pingpong"), "--role", "ping"]):
+        done = run(*ping, "--dest", target, "--count", "20", "--wait", wait, *PATIENT)
+        assert_histogram(last_json(done.stdout))
+
+
 @pytest.mark.parametrize("wait", ["poll", "spin"])
 def test_ping_and_pong(start, target, wait):
     pong = start(*LISTENER, "pong", "--bind", target, "--wait", wait, "--json")
@@ -114,6 +138,7 @@ def test_ping_and_pong(start, target, wait):
     assert (report["count"], report["lost"], report["errors"]) == (50, 0, 0)
     rtt = report["rtt_ns"]
     assert 0 < rtt["min"] <= rtt["p50"] <= rtt["p90"] <= rtt["p99"] <= rtt["max"]
+    assert_histogram(report)
     reflected = end(pong)
     assert (reflected["mode"], reflected["received"], reflected["sent"]) == ("pong", 50, 50)
 
@@ -449,3 +474,31 @@ def test_a_report_for_people(target):
     assert "1,234" in done.stdout
     with pytest.raises(json.JSONDecodeError):
         last_json(done.stdout)
+
+
+@pytest.mark.parametrize("policy", ["spin", "busy-poll", "poll", "gather-20us", "busy-gather-20us", "gather-100us"])
+def test_waiting_counts_receives(start, target, policy):
+    receiver = start(*BENCHMARKS, "waiting", "--bind", target, "--policy", policy, "--json")
+    wait_ready(receiver)
+    assert report_of(*SENDER, "--dest", target, "--count", "1000", "--no-gso", "--batch", "10")["sent"] == 1000
+    report = end(receiver)
+    assert (report["mode"], report["received"], report["dropped"]) == (policy, 1000, 0)
+    assert 1000 / 64 <= report["receives"] <= 1000
+    assert report["mean_batch"] == pytest.approx(1000 / report["receives"], abs=0.01)
+    assert report["cpu_ns"] > 0
+
+
+def test_waiting_for_nothing(target):
+    report = report_of(*BENCHMARKS, "waiting", "--bind", target, "--duration-ms", "10")
+    assert (report["received"], report["receives"], report["mean_batch"], report["cpu_ns"]) == (0, 0, 0.0, 0.0)
+
+
+def test_api_shapes():
+    """Every shape is timed, at each batch size."""
+    report = report_of(*BENCHMARKS, "api-shapes", "--rounds", "3")
+    times = report["ns_per_packet"]
+    assert {"objects: packet.u8(0)", "handler by numba: rx.run", "DNS answer, python handler"} <= times.keys()
+    for name, by_size in times.items():
+        assert set(by_size) == {"64", "256"}
+        assert all(value is None or value > 0 for value in by_size.values()), name
+        assert all(value is not None for value in by_size.values()) or "numba" in name or "handler" in name

@@ -298,6 +298,9 @@ def test_a_program_that_is_absent_is_a_reason(monkeypatch, tmp_path):
         (xdp_peers.testpmd_txonly(ends, 1.0), "dpdk-dev"),
         (xdp_peers.testpmd_rxonly(ends, never), "dpdk-dev"),
         (xdp_peers.trafficgen_udp(ends, 1.0), "xdp-tools"),
+        (xdp_peers.bench_drop(ends, never), "xdp-tools"),
+        (xdp_peers.trafgen(ends, 1.0), "netsniff-ng"),
+        (xdp_peers.scapy_blast(ends, 1.0, how="sendpfast"), "tcpreplay"),
     ):
         assert isinstance(result, str)
         assert package in result
@@ -332,6 +335,13 @@ class TestTestpmd:
         assert reached(received) >= sent["total"] - sent["dropped"]
         json.dumps(sent)
 
+    def test_txonly_through_a_packet_socket(self, ends):
+        received, sent = of(
+            xdp_peers.c_count(ends, lambda: xdp_peers.testpmd_txonly(ends, SECONDS, packet_socket=True))
+        )
+        assert 0 < sent["sent"] <= sent["total"]
+        assert received["received"] > 0
+
     def test_rxonly(self, ends):
         received, sent = of(xdp_peers.testpmd_rxonly(ends, lambda: xdp_peers.c_blast(ends, SECONDS)))
         assert received["received"] > 0
@@ -350,3 +360,39 @@ def test_trafficgen_runs_or_says_why_not(ends):
         pytest.skip(result)
     assert result["peer"]["sent"] > 0
     assert result["other"] > 0  # it sends IPv6
+
+
+@needs_lab
+@pytest.mark.skipif(not HAVE_LIBXDP, reason=NO_LIBXDP)
+def test_bench_drop_runs_or_says_why_not(ends):
+    result = xdp_peers.bench_drop(ends, lambda: xdp_peers.c_blast(ends, SECONDS, count=RING))
+    if isinstance(result, str):
+        assert "xdp-" in result
+        pytest.skip(result)
+    assert RING <= result["received"] <= RING + STRAYS
+
+
+@c_tests
+@pytest.mark.parametrize("how", ["trafgen", "sendp", "sendpfast"])
+def test_senders_of_frames(built, how):
+    """What they say they sent arrives; afterwards nothing of them runs on. One queue: the kernel chooses among more."""
+    with lab.two_hosts(static_neighbors=True) as (near, far):
+        senders_of_frames(ends_of(near, far), how)
+
+
+def senders_of_frames(ends, how):
+
+    def send():
+        return xdp_peers.trafgen(ends, SECONDS) if how == "trafgen" else xdp_peers.scapy_blast(ends, SECONDS, how=how)
+
+    result = xdp_peers.c_count(ends, send)
+    if isinstance(result, str):
+        assert "install" in result
+        pytest.skip(result)
+    received, sent = of(result)
+    assert sent["sent"] > 0
+    assert sent["pps"] == pytest.approx(sent["sent"] / sent["seconds"], rel=1e-3)
+    warm_up = {"trafgen": 0, "sendp": 1, "sendpfast": 1000}[how]
+    assert 0 <= reached(received) - sent["sent"] - warm_up <= STRAYS
+    quiet = of(xdp_peers.c_count(ends, lambda: xdp_peers.c_blast(ends, SECONDS, count=1)))[0]
+    assert reached(quiet) <= 1 + STRAYS

@@ -10,6 +10,7 @@ from benchmarks import (
     gates,
     listener,
     ping,
+    profile,
     report,
     sender,
     waiting,
@@ -38,6 +39,7 @@ app.command("waiting")(waiting.waiting)
 app.command("api-shapes")(api_shapes.api_shapes)
 app.command("demo")(demo.demo)
 app.command("bench")(bench.bench)
+app.command("profile")(profile.profile)
 app.command("report")(report.report)
 app.command("gates")(gates.gates)
 

@@ -92,10 +92,13 @@ def describe() -> dict[str, str]:
     }
 
 
+def info(host: lab.Host) -> list[str]:
+    return [sys.executable, "-m", "fast_socket.cli", "info", host.interface.name, "--json"]
+
+
 def describe_device(host: lab.Host) -> dict[str, str]:
     """The device of a host: what `fast-socket info` tells of it, as far as it bears on speed."""
-    argv = [sys.executable, "-m", "fast_socket.cli", "info", host.interface.name, "--json"]
-    found = host.popen(argv, stdout=subprocess.PIPE, text=True)
+    found = host.popen(info(host), stdout=subprocess.PIPE, text=True)
     facts: dict[str, Any] = json.loads(found.communicate(timeout=30)[0])
     capabilities = facts["capabilities"]
     return {

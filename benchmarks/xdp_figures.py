@@ -6,6 +6,7 @@ from functools import partial
 from benchmarks import xdp_peers
 from benchmarks.figures import LIMIT, PAYLOAD_LEN, Absent, Ends, Figure, Measure, Sample, milliseconds, of_round_trips
 from benchmarks.processes import BLAST, OURS, Report
+from fast_socket import lab
 
 Run = Callable[[Ends, float], Report | str]
 
@@ -42,6 +43,16 @@ def sent_by(run: Run) -> Measure:
         return Sample(sent["pps"], details)
 
     return measure
+
+
+def apart(measure: Measure) -> Measure:
+    """In a lab of its own, for a contender that takes the device down when it ends, and the neighbours with it."""
+
+    def inside(ends: Ends, seconds: float) -> Sample:
+        with lab.two_hosts(static_neighbors=True) as (near, far):
+            return measure(Ends(near, far, str(far.interface.ipv4), ends.near_cpu, ends.far_cpu), seconds)
+
+    return inside
 
 
 def received_by(run: Callable[[Ends, Callable[[], Report | str]], Report | str]) -> Measure:
@@ -96,7 +107,7 @@ XDP_FIGURES = (
             "fast_socket": sent_by(our_blast),
             "C loop": sent_by(xdp_peers.c_blast),
             "dpdk-testpmd txonly": sent_by(xdp_peers.testpmd_txonly),
-            "dpdk-testpmd txonly, net_af_packet": sent_by(partial(xdp_peers.testpmd_txonly, packet_socket=True)),
+            "dpdk-testpmd txonly, net_af_packet": apart(sent_by(partial(xdp_peers.testpmd_txonly, packet_socket=True))),
             "trafgen": sent_by(xdp_peers.trafgen),
             "scapy sendp": sent_by(xdp_peers.scapy_blast),
             "scapy sendpfast (tcpreplay)": sent_by(partial(xdp_peers.scapy_blast, how="sendpfast")),

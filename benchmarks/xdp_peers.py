@@ -120,6 +120,9 @@ def c_receiver(ends: Ends, argv: list[str], peer: Peer) -> Result:
     except ToolError as error:
         return reason(error)
     finally:
+        # Killed at once it would leave libxdp's program on the device.
+        receiver.signal(signal.SIGTERM)
+        receiver.wait(STOP_SECONDS)
         receiver.kill()
     return theirs if isinstance(theirs, str) else report | {"peer": theirs}
 

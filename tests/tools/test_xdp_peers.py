@@ -11,7 +11,7 @@ import pytest
 import fast_socket as fs
 from benchmarks import figures, xdp_peers
 from benchmarks.figures import PORT, Ends
-from benchmarks.processes import REFERENCE, C, Tool
+from benchmarks.processes import REFERENCE, C, Tool, ToolError
 from fast_socket import lab
 from tests.tools.conftest import run
 
@@ -283,6 +283,15 @@ def test_help(built, program):
     assert "--iface" in done.stdout
 
 
+@c_tests
+def test_a_peer_that_fails_leaves_no_program(ends):
+    def fails():
+        raise ToolError("tool: went wrong")
+
+    assert "went wrong" in xdp_peers.c_count(ends, fails)
+    assert not program_on(ends.far)
+
+
 # ---- what is not there ----
 
 
@@ -335,10 +344,13 @@ class TestTestpmd:
         assert reached(received) >= sent["total"] - sent["dropped"]
         json.dumps(sent)
 
-    def test_txonly_through_a_packet_socket(self, ends):
-        received, sent = of(
-            xdp_peers.c_count(ends, lambda: xdp_peers.testpmd_txonly(ends, SECONDS, packet_socket=True))
-        )
+    def test_txonly_through_a_packet_socket(self, built):
+        """In a lab of its own: it takes the device down at its end."""
+        with lab.two_hosts(static_neighbors=True) as (near, far):
+            ends = ends_of(near, far)
+            received, sent = of(
+                xdp_peers.c_count(ends, lambda: xdp_peers.testpmd_txonly(ends, SECONDS, packet_socket=True))
+            )
         assert 0 < sent["sent"] <= sent["total"]
         assert received["received"] > 0
 

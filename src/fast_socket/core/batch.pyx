@@ -330,13 +330,14 @@ cdef class RecvBatch(Batch):
     cdef int vacate(self) except -1:
         """Forget the contents and let every frame go home, for a backend whose frames come with the packets."""
         cdef Slots *slots = &self.slots
+        cdef FramePool pool = self.pool
         cdef uint32_t i = self.tail
         self.claim()
         slots.epoch += 1
         while i:
             i -= 1
             if slots.frames[i] != NO_FRAME:
-                put_frame(self.pool, slots.frames[i])
+                put_frame(pool, slots.frames[i])
                 slots.frames[i] = NO_FRAME
         slots.vacant = 0
         self.head = self.tail = 0
@@ -512,8 +513,9 @@ cdef class RecvBatch(Batch):
         cdef void *context = <void *> <uintptr_t> check_pointer(
             (getattr(handler, "user", 0) if user is None else user), "user")
         cdef Slots *slots = &self.slots
-        cdef Geometry geometry = self.pool.geometry
-        cdef uint8_t *base = self.pool.base
+        cdef FramePool pool = self.pool
+        cdef Geometry geometry = pool.geometry
+        cdef uint8_t *base = pool.base
         cdef uint32_t i, kept = 0
         cdef int verdict
         if address == 0:
@@ -554,7 +556,7 @@ cdef class RecvBatch(Batch):
         for i in range(self.head, self.tail):
             if slots.frames[i] != NO_FRAME and slots.lengths[i] & DROP_MARK:
                 slots.lengths[i] &= ~<uint32_t> DROP_MARK
-                put_frame(self.pool, slots.frames[i])
+                put_frame(pool, slots.frames[i])
                 slots.frames[i] = NO_FRAME
                 slots.vacant += 1
             elif slots.frames[i] != NO_FRAME:
@@ -750,11 +752,12 @@ cdef class TxBatch(Batch):
 
     cdef void accept(self, uint32_t count) noexcept:
         """The first `count` pending slots are sent and their frames free: home they go, last one first."""
+        cdef FramePool pool = self.pool
         cdef uint32_t i = self.head + count
         while i > self.head:
             i -= 1
             if self.slots.frames[i] != NO_FRAME:
-                put_frame(self.pool, self.slots.frames[i])
+                put_frame(pool, self.slots.frames[i])
                 self.slots.frames[i] = NO_FRAME
         self.head += count
         self.rewind()

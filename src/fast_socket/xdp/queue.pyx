@@ -216,10 +216,11 @@ cdef class Queue(Descriptor):
     cdef void recover(self) noexcept:
         """The device has nothing any more: what it had goes home. GIL held."""
         hold(<void *> self.pool)
+        cdef FramePool pool = self.pool
         cdef uint32_t frame = self.umem.frames if self.umem is not None else 0
         while frame:
             frame -= 1
             if self.umem.places[frame] == self.filled or self.umem.places[frame] == self.sent:
                 self.umem.places[frame] = HOME
-                put_frame(self.pool, frame)
+                put_frame(pool, frame)
         self.outstanding = 0

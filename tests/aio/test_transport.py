@@ -534,6 +534,86 @@ def test_a_neighbour_that_is_awaited(run: Any) -> None:
     run(main())
 
 
+def test_a_protocol_without_error_received(run: Any) -> None:
+    """Its AttributeError is the loop's to report; what was behind the refused datagram leaves."""
+
+    class Bare(asyncio.DatagramProtocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "error_received":
+                raise AttributeError(name)
+            return super().__getattribute__(name)
+
+    async def main() -> None:
+        _, server = await create(Recorder, HERE)
+        transport, _ = await create(Bare, HERE)
+        address = server.transport.get_extra_info("sockname")
+        transport.sendto(b"to nobody", ("240.0.0.1", 0))
+        transport.sendto(b"too large" * 10_000, address)
+        transport.sendto(b"fine", address)
+        await server.until(1)
+        assert server.got[0][0] == b"fine"
+        await end(server)
+        transport.close()
+        await asyncio.sleep(0.01)
+
+    errors: list[Any] = []
+    run(main(), errors=errors)
+    assert {type(context["exception"]) for context in errors} == {AttributeError}
+
+
+@pytest.mark.parametrize("bound", ["::1", "::"])
+def test_an_ipv6_socket_of_ours(run: Any, bound: str) -> None:
+    """Its addresses have four parts, as of every IPv6 endpoint; those of IPv4 peers are mapped."""
+
+    async def main() -> None:
+        sock = fs.OsUdpSocket.bind((bound, 0))
+        _, server = await create(Recorder, sock=sock)
+        name = server.transport.get_extra_info("sockname")
+        assert name == (bound, sock.local_address[1], 0, 0)
+        clients = [("::1", "::1")] + ([("127.0.0.1", "::ffff:127.0.0.1")] if bound == "::" else [])
+        for host, seen in clients:
+            _, client = await create(Recorder, (host, 0))
+            client.transport.sendto(b"hello", (host, name[1]))
+            server.got.clear()
+            await server.until(1)
+            [(data, address)] = server.got
+            port = client.transport.get_extra_info("sockname")[1]
+            assert (data, address) == (b"hello", (seen, port, 0, 0))
+            server.transport.sendto(b"and back", address)
+            await client.until(1)
+            assert client.got[0][0] == b"and back"
+            await end(client)
+        await end(server)
+
+    run(main())
+
+
+def test_a_connected_socket_of_ours_that_raises_icmp_errors(run: Any) -> None:
+    """The error is an earlier datagram's: the one that met it is sent again."""
+
+    async def main() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
+            gone.bind(HERE)
+            address = gone.getsockname()
+        sock = fs.OsUdpSocket.connect(address, icmp_errors="raise")
+        _, client = await create(Recorder, sock=sock)
+        assert client.transport.get_extra_info("peername") == address
+        client.transport.sendto(b"nobody hears this")
+        await asyncio.sleep(0.05)
+        _, server = await create(Recorder, address)
+        client.transport.sendto(b"somebody hears this")
+        await server.until(1)
+        assert server.got[0][0] == b"somebody hears this"
+        told = [error for error in client.told if isinstance(error, Exception)]
+        assert [type(error) for error in told] == [ConnectionRefusedError]
+        await end(server, client)
+
+    run(main())
+
+
 def test_another_thread_is_told_so(run: Any) -> None:
     async def main() -> None:
         server, client = await pair(create)

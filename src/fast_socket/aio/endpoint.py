@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from fast_socket.aio.transport import RX_BATCH, TX_BATCH, DatagramTransport
+from fast_socket.aio.transport import RX_BATCH, TX_BATCH, DatagramTransport, four_parts
 from fast_socket.core.errors import ConfigError
 from fast_socket.core.layout import BufferLayout
 
@@ -80,8 +80,9 @@ async def create_datagram_endpoint(
     else:
         if not hasattr(getattr(ours, "driver", None), "fileno"):
             raise ConfigError(f"sock is {sock!r}: give a socket.socket, or a UDP socket with a WaitDriver")
-        connected_to = getattr(ours, "remote_address", None)
-    extra = {"fast_socket": ours, "sockname": ours.local_address if owned is None else owned.getsockname()}
+        remote = getattr(ours, "remote_address", None)
+        connected_to = remote and _name(remote)
+    extra = {"fast_socket": ours, "sockname": _name(ours.local_address) if owned is None else owned.getsockname()}
     if owned is not None:
         extra["socket"] = TransportSocket(owned)
     if connected_to is not None:
@@ -114,6 +115,11 @@ async def create_datagram_endpoint(
         transport.close()
         raise
     return transport, protocol
+
+
+def _name(address: tuple[Any, ...]) -> tuple[Any, ...]:
+    """An address of a socket of ours as asyncio has it."""
+    return four_parts(address) if ":" in address[0] else address
 
 
 def _open_queue(local_addr: tuple[str, int], *, device: Any = None, queue: int = 0, **options: Any) -> Any:

@@ -13,7 +13,6 @@ import socket
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -62,7 +61,10 @@ class DatagramTransport(asyncio.DatagramTransport):
         super().__init__(extra)
         self._loop, self._sock, self._owned = loop, sock, owned
         self._peer, self._connected = peer, connected
-        self._v6 = owned is not None and owned.family == socket.AF_INET6
+        self._v6 = owned.family == socket.AF_INET6 if owned is not None else ":" in sock.local_address[0]
+        self._kernel = hasattr(
+            sock, "recv_buffer_size"
+        )  # says when there is room, and what became of earlier datagrams
         self._outward: dict[Address, Address] = {}  # IPv6: our addresses in asyncio's form, and back
         self._inward: dict[Address, Address] = {}
         self._thread = threading.get_ident()
@@ -99,7 +101,7 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol: Any = protocol
-        self._on_batch: Callable[[Any], object] | None = getattr(protocol, "datagrams_received", None)
+        self._by_batch = hasattr(protocol, "datagrams_received")
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         protocol: asyncio.BaseProtocol = self._protocol
@@ -169,7 +171,7 @@ class DatagramTransport(asyncio.DatagramTransport):
                         self._rest()
                     else:
                         self._rearm()
-                    self._call(self._protocol.error_received, plain(error))
+                    self._call("error_received", plain(error))
                     break
                 except BufferError as error:  # a view of the last batch is still held: that one stays its holder's
                     self._report(error, "A packet is viewed after datagrams_received() returned: take() it")
@@ -181,8 +183,8 @@ class DatagramTransport(asyncio.DatagramTransport):
                     self._alone = 0
                     self._rearm()
                     break
-                if self._on_batch is not None:
-                    self._call(self._on_batch, rx)
+                if self._by_batch:
+                    self._call("datagrams_received", rx)
                 elif datagrams == 1:
                     packet = rx[0]
                     self._hand_over(bytes(packet), packet.address)
@@ -268,7 +270,7 @@ class DatagramTransport(asyncio.DatagramTransport):
             return
         except Error as error:
             if error.errno != errno.ENOBUFS:
-                self._call(self._protocol.error_received, plain(error))
+                self._call("error_received", plain(error))
                 return
             self._flush()  # the batch is full, or all frames are under way
             if self.is_closing():
@@ -296,7 +298,7 @@ class DatagramTransport(asyncio.DatagramTransport):
     def _send_alone(self, data: Any, addr: Address | None, error: ConfigError) -> None:
         """What does not fit a frame goes by itself, behind what was gathered; an address that is none is refused."""
         if not self._is_large(data):
-            self._call(self._protocol.error_received, plain(error))
+            self._call("error_received", plain(error))
             return
         self._flush()
         if self._closing:
@@ -322,9 +324,9 @@ class DatagramTransport(asyncio.DatagramTransport):
         except BlockingIOError:
             return False
         except ConfigError as error:
-            self._call(self._protocol.error_received, plain(error))
+            self._call("error_received", plain(error))
         except OSError as refused:
-            self._call(self._protocol.error_received, refused)
+            self._call("error_received", refused)
         return True
 
     def _keep(self, data: Any, addr: Address | None) -> None:
@@ -358,13 +360,13 @@ class DatagramTransport(asyncio.DatagramTransport):
                         return
                     told: SendError | None = error
                     # An earlier datagram's, as far as one can tell: told once this one has left.
-                    if error.errno in STALE and self._owned is not None and (earlier is None or error.accepted):
+                    if error.errno in STALE and self._kernel and (earlier is None or error.accepted):
                         told, earlier = earlier, error
                     else:
                         earlier = None
                         tx.discard(1)
                     if told is not None:
-                        self._call(self._protocol.error_received, plain(told))
+                        self._call("error_received", plain(told))
                         if self._is_lost():
                             return
                     continue
@@ -373,15 +375,15 @@ class DatagramTransport(asyncio.DatagramTransport):
                     return
                 break
             if earlier is not None:
-                self._call(self._protocol.error_received, plain(earlier))
+                self._call("error_received", plain(earlier))
                 if self._is_lost():
                     return
                 earlier = None
             if len(tx):
-                if self._owned is None and self._give_up():
+                if not self._kernel and self._give_up():
                     tx.discard(1)
                     unreachable = OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
-                    self._call(self._protocol.error_received, unreachable)
+                    self._call("error_received", unreachable)
                     if self._is_lost():
                         return
                     continue
@@ -403,7 +405,7 @@ class DatagramTransport(asyncio.DatagramTransport):
                     self._late.popleft()
                     self._late_size -= len(data) + HEADER
                     if not self._is_large(data):
-                        self._call(self._protocol.error_received, plain(error))
+                        self._call("error_received", plain(error))
                     elif not self._send_large(data, addr):
                         self._late.appendleft((data, addr))
                         self._late_size += len(data) + HEADER
@@ -441,7 +443,7 @@ class DatagramTransport(asyncio.DatagramTransport):
     def _wait_for_room(self) -> None:
         if not self._writing and not self._lost:
             self._writing = True
-            if self._owned is not None:
+            if self._kernel:
                 self._loop.add_writer(self._fd, self._flush)
             else:  # a ring: there is always room, but a neighbour may be awaited
                 self._loop.call_later(RETRY_SECONDS, self._flush_again)
@@ -453,28 +455,24 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._flush()
 
     def _stop_writing(self) -> None:
-        if self._owned is not None:
+        if self._kernel:
             self._writing = False
             self._loop.remove_writer(self._fd)
 
     def _pause(self) -> None:
         if not self._paused and not self._lost and self.get_write_buffer_size() > self._high:
             self._paused = True
-            self._call(self._protocol.pause_writing)
+            self._call("pause_writing")
 
     def _resume(self) -> None:
         if self.get_write_buffer_size() <= self._low:
             self._paused = False
-            self._call(self._protocol.resume_writing)
+            self._call("resume_writing")
 
     # ---- addresses of IPv6, which asyncio has in four parts ----
 
     def _with_scope(self, ours: Address) -> Address:
-        host, port = ours
-        name, _, zone = host.partition("%")
-        scope = 0 if not zone else int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
-        theirs = (name if ":" in name else f"::ffff:{name}", port, 0, scope)
-        return self._learn(ours, theirs)[1]
+        return self._learn(ours, four_parts(ours))[1]
 
     def _without_scope(self, theirs: Address) -> Address:
         if len(theirs) < 4 or not theirs[3] or "%" in theirs[0]:
@@ -522,18 +520,27 @@ class DatagramTransport(asyncio.DatagramTransport):
             if self._owned is not None:
                 self._owned.close()
 
-    def _call(self, method: Callable[..., object], *arguments: Any) -> None:
+    def _call(self, method: str, *arguments: Any) -> None:
+        """Of the protocol, which may lack it."""
         try:
-            method(*arguments)
+            getattr(self._protocol, method)(*arguments)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
-            self._report(error, f"Exception in {getattr(method, '__name__', method)}()")
+            self._report(error, f"Exception in {method}()")
 
     def _report(self, error: BaseException, message: str) -> None:
         self._loop.call_exception_handler(
             {"message": message, "exception": error, "transport": self, "protocol": self._protocol}
         )
+
+
+def four_parts(address: Address) -> Address:
+    """An IPv6 address of ours, or an IPv4 one of a dual-stack socket, as the socket module has it."""
+    host, port = address
+    name, _, zone = host.partition("%")
+    scope = 0 if not zone else int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
+    return name if ":" in name else f"::ffff:{name}", port, 0, scope
 
 
 def plain(error: Error) -> OSError:

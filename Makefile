@@ -32,7 +32,7 @@ bench-quick: ## the same, a single look at each: two minutes, and a page in benc
 	@scripts/setup.sh bench
 	@$(PY) -m benchmarks bench --quick $(ARGS)
 
-bench: ## measure, compare with sockets, asyncio, other tools and C: 15 minutes, and a page in benchmarks/results/full.html
+bench: ## measure, compare with sockets, asyncio, other tools and C: 12 minutes, and a page in benchmarks/results/full.html
 	@scripts/setup.sh bench
 	@$(PY) -m benchmarks bench $(ARGS)
 

@@ -47,7 +47,7 @@ def compiler_flags() -> str:
     """Those that decide speed, as meson compiled the extensions with."""
     for commands in sorted((ROOT / "build").glob("cp*/compile_commands.json")):
         command = next(
-            (each["command"] for each in json.loads(commands.read_text()) if "batch.pyx" in each["file"]), ""
+            (each["command"] for each in json.loads(commands.read_text()) if each["file"].endswith(".pyx.c")), ""
         )
         return " ".join(re.findall(r"\s(-O\w|-m\w+=\S+|-D_?NDEBUG|-flto\S*|-fsanitize=\S+)", command))
     return "unknown"

@@ -28,7 +28,7 @@ from benchmarks.results import (
 
 #: Ours is orange everywhere, C is grey: what is left of the distance is the eye's first question.
 COLOURS = {OURS: "#d9480f", "C": "#868e96"}
-OTHERS = ("#1971c2", "#2f9e44", "#9c36b5", "#e8590c", "#0c8599", "#f08c00")
+OTHERS = ("#1971c2", "#2f9e44", "#9c36b5", "#5f3dc4", "#0c8599", "#f08c00")
 WIDTH, HEIGHT = 4.8, 3.0  # inches: at this width the letters are about as large as the page's on a phone
 
 STYLE = """

@@ -12,10 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import fast_socket as fs
 from benchmarks.processes import ROOT
 from fast_socket import lab
 
 CPUS = Path("/sys/devices/system/cpu")
+XDP_PORT = 9  # discard: nobody sends there
 OFFLOADS = (
     "tx-udp-segmentation",
     "tx-generic-segmentation",
@@ -96,11 +98,19 @@ def info(host: lab.Host) -> list[str]:
     return [sys.executable, "-m", "fast_socket.cli", "info", host.interface.name, "--json"]
 
 
+def xdp_modes(device: str) -> tuple[str, bool]:
+    """What a socket gets that asks for nothing: where its program runs, and whether it is zero-copy."""
+    with fs.XdpUdpSocket.open(device, local=("0.0.0.0", XDP_PORT)) as sock:
+        mode = sock.program.mode if sock.program else None
+        return mode.name.lower() if mode else "no", sock.zero_copy
+
+
 def describe_device(host: lab.Host) -> dict[str, str]:
     """The device of a host: what `fast-socket info` tells of it, as far as it bears on speed."""
     found = host.popen(info(host), stdout=subprocess.PIPE, text=True)
     facts: dict[str, Any] = json.loads(found.communicate(timeout=30)[0])
     capabilities = facts["capabilities"]
+    native, zero_copy = host.run(xdp_modes, host.interface.name)
     return {
         "driver": facts["driver"],
         "MTU": str(facts["mtu"]),
@@ -108,5 +118,6 @@ def describe_device(host: lab.Host) -> dict[str, str]:
         "NUMA node": str(facts["numa_node"]) if facts["numa_node"] >= 0 else "none",
         "native XDP": capabilities["native_xdp"],
         "zero-copy": capabilities["zero_copy"],
+        "AF_XDP sockets": f"{native} program, {'zero-copy' if zero_copy else 'copy mode'}",
         "offloads": ", ".join(f"{name} {'on' if facts['offloads'][name] else 'off'}" for name in OFFLOADS),
     }

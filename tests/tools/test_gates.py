@@ -18,7 +18,7 @@ def baseline(tmp_path, monkeypatch):
     monkeypatch.setattr(gates, "BASELINE", path)
     monkeypatch.setattr(gates, "ROOT", tmp_path)
     monkeypatch.setattr(gates, "toolchain", lambda: {"compiler": "one"})
-    monkeypatch.setattr(gates, "measure", lambda: {"minimal/send": 100.0})
+    monkeypatch.setattr(gates, "measure", lambda: {"minimal/send": 100.0, "minimal/recv": 50.0})
     gates.gates(accept=True)
     return path
 
@@ -29,10 +29,26 @@ def test_equal_counts_pass(baseline, capsys):
 
 
 @pytest.mark.parametrize("count", [99.0, 101.0])
-def test_a_changed_count_fails(baseline, monkeypatch, count):
-    monkeypatch.setattr(gates, "measure", lambda: {"minimal/send": count})
-    with pytest.raises(SystemExit, match="counts changed"):
+def test_a_changed_count_fails(baseline, monkeypatch, capsys, count):
+    """The last table has what moved, and nothing else."""
+    monkeypatch.setattr(gates, "measure", lambda: {"minimal/send": count, "minimal/recv": 50.2})
+    with pytest.raises(SystemExit, match=r"1 of 2 counts moved.*--accept"):
         gates.gates(accept=False)
+    moved = capsys.readouterr().out.rpartition("instructions per packet")[2]
+    assert "minimal/send" in moved
+    assert f"{count - 100:+.2f}" in moved
+    assert "minimal/recv" not in moved
+
+
+@pytest.mark.parametrize(
+    ("counts", "word"),
+    [({"minimal/send": 100.0}, "gone"), ({"minimal/send": 100.0, "minimal/recv": 50.0, "more": 1.0}, "new")],
+)
+def test_a_step_that_comes_or_goes_fails(baseline, monkeypatch, capsys, counts, word):
+    monkeypatch.setattr(gates, "measure", lambda: counts)
+    with pytest.raises(SystemExit, match="counts moved"):
+        gates.gates(accept=False)
+    assert word in capsys.readouterr().out
 
 
 def test_another_toolchain_is_not_comparable(baseline, monkeypatch, capsys):
@@ -43,7 +59,7 @@ def test_another_toolchain_is_not_comparable(baseline, monkeypatch, capsys):
 
 
 def test_the_record_can_be_read(baseline):
-    assert json.loads(baseline.read_text())["instructions_per_packet"] == {"minimal/send": 100.0}
+    assert json.loads(baseline.read_text())["instructions_per_packet"] == {"minimal/send": 100.0, "minimal/recv": 50.0}
 
 
 @pytest.mark.slow

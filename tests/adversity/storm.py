@@ -5,6 +5,7 @@
 It ends with status 0 if every call returned or raised what this package raises, and all frames were home at the end.
 """
 
+import ctypes
 import gc
 import random
 import sys
@@ -16,6 +17,17 @@ import fast_socket as fs
 
 #: What a call may raise: ours, and what Python's own protocols say. A batch of another kind of socket is a TypeError.
 EXPECTED = (fs.Error, BufferError, IndexError, TypeError)
+
+
+class Asked(ctypes.Structure):
+    """`struct packet` of `RecvBatch.run`."""
+
+    _fields_ = [(name, ctypes.c_uint32) for name in ("length", "room", "index", "reserved")]
+
+
+HANDLER = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(Asked), ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint8), ctypes.c_void_p
+)
 KEPT = 40  # packets, views and columns that a thread holds on to
 
 
@@ -134,9 +146,24 @@ def calls(world: World, dice: random.Random) -> list[Callable[[], Any]]:
         sock.stats(), repr(sock), sock.capabilities() if hasattr(sock, "capabilities") else None
         repr(sock.pool)
 
+    @HANDLER
+    def handler(asked: Any, data: int, source: Any, user: int) -> int:
+        # Called within the native loop, with the GIL taken again: others have their turn meanwhile.
+        if dice.random() < 0.3:
+            asked[0].length = dice.choice([0, 1, asked[0].room, asked[0].room + 1, 0xFFFFFFFF])
+        if dice.random() < 0.1:
+            source[2], source[3] = 0, 0
+        return dice.choice([-1, 0, 1, 2, 2, 2, 3, 3, 9])
+
+    def handle() -> None:
+        _, rx, tx = some()
+        targets = [None, tx, tx, dice.choice(world.tx)]
+        address_of = ctypes.cast(handler, ctypes.c_void_p).value
+        rx.run(address_of, reflect=dice.choice(targets), forward=dice.choice(targets))
+
     batch = world.rx + world.tx
     return [
-        *[receive, send, produce] * 3, send_to, reflect,
+        *[receive, send, produce] * 3, send_to, reflect, handle, handle,
         lambda: dice.choice(world.tx).allocate(dice.randrange(20)),
         lambda: dice.choice(world.tx).fill(b"x" * dice.randrange(60)),
         lambda: dice.choice(world.tx).append(packet(), ("192.0.2.1", 9000)),

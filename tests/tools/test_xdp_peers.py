@@ -384,7 +384,8 @@ def test_bench_drop_runs_or_says_why_not(ends):
     assert RING <= result["received"] <= RING + STRAYS
 
 
-@c_tests
+@needs_lab
+@pytest.mark.skipif(not HAVE_LIBXDP, reason=NO_LIBXDP)
 @pytest.mark.parametrize("how", ["trafgen", "sendp", "sendpfast"])
 def test_senders_of_frames(built, how):
     """What they say they sent arrives; afterwards nothing of them runs on. One queue: the kernel chooses among more."""

@@ -4,6 +4,7 @@ On simulated devices, and as root the same over a veth of the lab.
 """
 
 import atexit
+import ctypes
 import functools
 import random
 import struct
@@ -17,6 +18,7 @@ from fast_socket import Metadata
 from fast_socket.core.errors import ConfigError, SendError
 from fast_socket.lab import Lab, why_unavailable
 from tests.conformance.backends import whole
+from tests.conformance.test_handlers import DROP, FORWARD, HANDLER, address_of
 from tests.xdp.helpers import SECONDS
 from tests.xdp.packets import FRAGMENT_HEADER, Datagram, ethernet, ip, udp
 
@@ -363,21 +365,19 @@ def test_padding_and_tags_are_no_part_of_the_packet(simulated: Any) -> None:
 
 
 @families
-def test_a_compiled_handler_turns_packets_round(ends: Ends, family: str) -> None:
+def test_a_handler_turns_packets_round(ends: Ends, family: str) -> None:
     """Swapped addresses and ports leave checksums right. IP packets are forwarded: nobody is there to reflect to."""
-    handlers = pytest.importorskip("fast_socket.numba", exc_type=fs.CapabilityError)
     first, size = (12, 4) if family == "v4" else (8, 16)
     protocol, header = (9, 20) if family == "v4" else (6, 40)
-    FORWARD, DROP = handlers.FORWARD, handlers.DROP
 
-    @handlers.packet_handler
-    def turn(packet: Any, data: Any, source: Any, state: Any) -> int:
-        if data[0] >> 4 != (4 if header == 20 else 6) or data[protocol] != 17 or source.any():
+    @HANDLER
+    def turn(packet: Any, data: int, source: Any, user: int) -> int:
+        frame = bytearray(ctypes.string_at(data, packet[0].length))
+        if frame[0] >> 4 != (4 if header == 20 else 6) or frame[protocol] != 17 or any(source[:28]):
             return DROP
-        for i in range(size):
-            data[first + i], data[first + size + i] = data[first + size + i], data[first + i]
-        for i in range(2):
-            data[header + i], data[header + 2 + i] = data[header + 2 + i], data[header + i]
+        for at, width in ((first, size), (header, 2)):
+            frame[at : at + 2 * width] = frame[at + width : at + 2 * width] + frame[at : at + width]
+        ctypes.memmove(data, bytes(frame), len(frame))
         return FORWARD
 
     near, far = ends.open(0), ends.open(1)
@@ -385,12 +385,12 @@ def test_a_compiled_handler_turns_packets_round(ends: Ends, family: str) -> None
     send(near, [datagram(family, payload) for payload in payloads])
     rx, tx = far.recv_batch(64), far.tx_batch(64)
     with pytest.raises(fs.ConfigError, match="IP packets go where their headers say"):
-        rx.run(turn, reflect=tx)
+        rx.run(address_of(turn), reflect=tx)
     turned = 0
     while turned < len(payloads):
         assert far.driver.wait(SECONDS)
         far.recv(rx)
-        assert rx.run(turn, forward=tx) == 0
+        assert rx.run(address_of(turn), forward=tx) == 0
         turned += len(tx)
         while len(tx):
             far.send(tx)

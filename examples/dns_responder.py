@@ -129,14 +129,16 @@ def in_python(records: Mapping[bytes, bytes]) -> Callable[[Any, fs.TxBatch], Non
     """The same for each packet of a batch, the quickest that plain Python has: slices and a dict."""
 
     def reply(query: bytes) -> bytes | None:
-        end = query.find(b"\0", HEADER) + 1
-        if not end or len(query) < end + 4 or query[2] & 0xF8 or query[4:6] != b"\0\1" or end - HEADER > MAX_NAME:
+        if len(query) < HEADER + 5 or query[2] & 0xF8 or query[4:6] != b"\0\1":
             return None
         at = HEADER
-        while query[at]:
-            if query[at] > 63 or at + query[at] + 1 >= end:
+        while at < len(query) and query[at]:
+            if query[at] > 63:
                 return None
             at += query[at] + 1
+        end = at + 1
+        if end + 4 > len(query) or end - HEADER > MAX_NAME:
+            return None
         flags = bytes([0x84 | query[2] & 1])
         address = records.get(query[HEADER:end].lower())
         question = query[HEADER : end + 4]

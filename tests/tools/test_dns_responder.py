@@ -91,6 +91,7 @@ def queries(draw):
 
 @given(query=queries())
 @example(query=query("a")[:-1])
+@example(query=query("host7.example.com").replace(b"\x05host7", b"\x05\0ost7"))
 @example(query=bytes(4) + b"\0\1" + bytes(6) + b"\x3f" + b"a" * 63 + b"\xc0\x0c\0\1\0\1")
 def test_both_handlers_answer_alike(ask, query):
     """Whatever comes; and what they answer is a message of the same id."""

@@ -69,16 +69,20 @@ class PacketHandler:
     """A compiled handler; `packet_handler` makes it. Calling it calls the Python function, for tests.
 
     It may be used from any number of threads at once; what the handler does to a common `state` is then its own affair:
-    give each worker its own by `with_state`.
+    give each worker its own by `with_state`. `address` is that of the machine code, `user` that of the state, 0 without
+    one: what `RecvBatch.run` looks for. Both are valid as long as this object lives.
     """
 
+    function: Handler
+    state: NDArray[Any] | None
+    address: int
+    user: int
+
     def __init__(self, function: Handler, state: NDArray[Any] | None, compiled: Any) -> None:
-        self.function = function
-        self.state = state
-        """The array that the handler gets as `state`, or None."""
+        self.function, self.state = function, state
         self._compiled = compiled  # keeps the machine code
-        self.address: int = compiled.address
-        self.user: int = 0 if state is None else state.ctypes.data
+        self.address = compiled.address
+        self.user = 0 if state is None else state.ctypes.data
 
     def __call__(self, packet: Any, data: Any, source: Any, state: Any) -> int:
         return self.function(packet, data, source, state)

@@ -103,3 +103,13 @@ def test_bad_affinities(queue, cpus, named):
 def test_numa_node():
     assert fs.cpu_numa_node(fs.available_cpus()[0]) >= -1
     assert fs.cpu_numa_node(10**6) == -1
+
+
+@pytest.mark.parametrize("cpus", [None, "one", 1.5, [None], -1, 1 << 20, []])
+def test_cpus_that_are_none(cpus):
+    before = fs.available_cpus()
+    with pytest.raises(fs.ConfigError, match="cannot pin"):
+        fs.pin_current_thread(cpus)
+    with pytest.raises(fs.ConfigError, match="cannot pin"), fs.pinned(cpus):
+        pass
+    assert fs.available_cpus() == before

@@ -93,6 +93,12 @@ def test_a_plan_whose_factory_is_closed() -> None:
         fs.WorkerPlan("eth0", (0,), place=here(), factory=b"\0nobody listens there").open_udp(local="0.0.0.0:9")
 
 
+@pytest.mark.parametrize(("factory", "token"), [("text", b""), (5, b""), (b"x" * 200, b""), (b"\0name", "text")])
+def test_plans_made_by_hand_with_what_no_factory_gives(factory: Any, token: Any) -> None:
+    with pytest.raises((fs.ConfigError, fs.DeviceError), match="this plan for lo"):
+        fs.WorkerPlan("lo", (0,), place=here(), factory=factory, token=token).open_udp(local="0.0.0.0:9")
+
+
 def test_a_plan_by_hand_for_several_queues_needs_a_program() -> None:
     with pytest.raises(ConfigError, match="program="):
         fs.WorkerPlan("lo", (0, 1)).open_udp(local="0.0.0.0:9")

@@ -131,6 +131,8 @@ def test_columns_and_results_of_the_callers():
         (bytes(4), [8, 9], [0], "one for each"),
         (bytes(4), [8], [0, 1], "one for each"),
         (bytes(4), ["x"], [0], "PrefixTable"),
+        ([[256, 0, 0, 0]], [8], [0], "PrefixTable"),
+        ([[-1, 0, 0, 0]], [8], [0], "PrefixTable"),
         (bytes(4), [8.5], [0], "PrefixTable"),
         ("text", [8], [0], "PrefixTable"),
     ],
@@ -143,8 +145,8 @@ def test_what_is_no_table(networks, lengths, answers, message):
 def test_what_cannot_be_looked_up():
     built = table(["10.0.0.0/8"])
     for addresses in (np.zeros((2, 16), np.uint8), np.zeros(4, np.uint8), np.zeros((2, 4), np.uint16), b"12345",
-                      np.zeros((2, 8), np.uint8)[:, ::2], 7, None):  # fmt: skip
-        with pytest.raises((fs.ConfigError, TypeError)):
+                      np.zeros((2, 8), np.uint8)[:, ::2], 7, None, "10.0.0.1", [bytes(4)]):  # fmt: skip
+        with pytest.raises(fs.ConfigError):
             built.lookup(addresses)
     for out in (np.zeros(3, np.uint32), np.zeros(2, np.uint64), np.zeros(4, np.uint32)[::2], bytes(8), 7):
         with pytest.raises(fs.ConfigError):
@@ -170,3 +172,9 @@ def test_threads_look_up_at_once():
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("address", [None, 5, "10.0.0.1", bytes(3), bytes(16), np.zeros((2, 2), np.uint8), np.zeros(4)])
+def test_addresses_that_are_none(address):
+    with pytest.raises(fs.ConfigError, match="find"):
+        PrefixTable(bytes([10, 0, 0, 0]), [8], [1]).find(address)

@@ -44,9 +44,9 @@ def pin_current_thread(cpus: int | Iterable[int]) -> tuple[int, ...]:
 
     Raises `ConfigError` for a CPU that does not exist or that this process may not use.
     """
-    wanted = (cpus,) if isinstance(cpus, int) else tuple(cpus)
-    before = available_cpus()
+    before, wanted = available_cpus(), cpus
     try:
+        wanted = (cpus,) if isinstance(cpus, int) else tuple(cpus)
         # On Linux, pid 0 is the calling thread: sched_setaffinity(2).
         os.sched_setaffinity(0, wanted)
     except (OSError, ValueError, OverflowError, TypeError) as error:

@@ -78,6 +78,13 @@ class WorkerPlan:
                 raise DeviceError(f"the factory of this plan for {self.device} does not answer", error.errno) from error
             except (ConnectionError, FileNotFoundError) as error:
                 raise DeviceError(f"the factory of this plan for {self.device} is closed", error.errno) from error
+            except Error:
+                raise
+            except (OSError, TypeError) as error:
+                raise ConfigError(
+                    f"this plan for {self.device} has the factory {self.factory!r}: {error}; take plans as "
+                    f"XdpFactory.build makes them"
+                ) from error
 
     def open_udp(self, *, local: Address, **options: Any) -> tuple[XdpUdpSocket[Any], ...]:
         """An `XdpUdpSocket` on each of its queues; options and errors are those of `XdpUdpSocket.open`. Either all are

@@ -111,7 +111,7 @@ cdef class PrefixTable:
                 numpy.ascontiguousarray(networks, numpy.uint8)
             rows = rows.reshape(-1, self.width // 8)
             wide_lengths, wide_answers = whole_numbers(lengths), whole_numbers(answers)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"PrefixTable: {error}; give rows of {self.width // 8} bytes, and ints") from None
         if wide_lengths.shape != (len(rows),) or wide_answers.shape != (len(rows),):
             raise ConfigError(f"PrefixTable: {len(rows)} networks, but lengths of shape {wide_lengths.shape} and "
@@ -357,11 +357,16 @@ cdef class PrefixTable:
         return ((<size_t> 1 << self.first_bits) * sizeof(uint32_t) + self.node_count * sizeof(Node)
                 + self.leaf_count * sizeof(uint32_t))
 
-    def find(self, address not None):
-        """The answer for one address, 4 or 16 bytes in network byte order; None where no prefix matches."""
-        cdef const uint8_t[::1] packed = address
+    def find(self, address):
+        """The answer for one address, 4 or 16 bytes in network byte order; None where no prefix matches. Raises
+        `ConfigError` for anything else."""
+        cdef const uint8_t[::1] packed
         cdef uint64_t high = 0, low = 0
         cdef uint32_t answer
+        try:
+            packed = memoryview(address)        # None is no memoryview, but would be an empty view here
+        except (TypeError, ValueError, BufferError) as error:
+            raise ConfigError(f"find: {error}; give the {self.width // 8} bytes of an address") from None
         if packed.shape[0] != self.width // 8:
             raise ConfigError(f"find: {packed.shape[0]} bytes, this table has addresses of {self.width // 8}")
         if self.width == 32:
@@ -380,7 +385,10 @@ cdef class PrefixTable:
         cdef size_t count
         if out is None:
             import numpy
-            out = numpy.empty(len(addresses), numpy.uint32)
+            try:
+                out = numpy.empty(len(addresses), numpy.uint32)
+            except TypeError as error:
+                raise ConfigError(f"lookup: {error}; give addresses as uint8[n, {self.width // 8}]") from None
         try:
             PyObject_GetBuffer(addresses, &rows, PyBUF_STRIDES)
         except (TypeError, BufferError) as error:

@@ -113,21 +113,37 @@ def test_a_figure_without_any_contender(record):
     assert "no libxdp" in report.page(broken)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt-get install chromium)")
-@pytest.mark.parametrize("width", [360, 390, 768, 1280])
-def test_it_fits_in_a_browser(page, tmp_path, width):
-    (tmp_path / "page.html").write_text(page)
-    (tmp_path / "frame.html").write_text(FRAME % width)
-    done = subprocess.run(
+def dom(tmp_path, address, *options):
+    """What Chromium makes of a page, once its scripts have run."""
+    return subprocess.run(
         [
-            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
-            f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=10000", f"--window-size={width + 100},1000",
-            "--dump-dom", f"file://{tmp_path}/frame.html",
+            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+            "--allow-file-access-from-files", f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=10000",
+            *options, "--dump-dom", address,
         ],
         check=True, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    title = re.search(r"<title>(.*?)</title>", done.stdout)
-    assert title, done.stderr
+    ).stdout  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Gives `dom`, where there is a browser that shows an empty page."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here (apt-get install chromium)")
+    try:
+        dom(tmp_path_factory.mktemp("empty"), "about:blank")
+    except subprocess.SubprocessError as error:
+        pytest.skip(f"Chromium does not run here: {error}")
+    return dom
+
+
+@pytest.mark.parametrize("width", [360, 390, 768, 1280])
+def test_it_fits_in_a_browser(browser, page, tmp_path, width):
+    (tmp_path / "page.html").write_text(page)
+    (tmp_path / "frame.html").write_text(FRAME % width)
+    shown = browser(tmp_path, f"file://{tmp_path}/frame.html", f"--window-size={width + 100},1000")
+    title = re.search(r"<title>(.*?)</title>", shown)
+    assert title, shown
     found = json.loads(html.unescape(title[1]))
     assert found["across"] <= width, "nobody has to scroll sideways"
     assert found["widest"] <= width

@@ -10,6 +10,7 @@ import ctypes
 import importlib.util
 import json
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -264,6 +265,7 @@ async def by_asyncio(size: int, rounds: int, kind: type[Sum], *, ours: bool) -> 
     loop = asyncio.get_running_loop()
     create: Any = aio.create_datagram_endpoint if ours else loop.create_datagram_endpoint
     transport, protocol = await create(lambda: kind(size), local_addr=("127.0.0.1", 0))
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)  # a batch fits
     samples = []
     with fs.OsUdpSocket.connect(transport.get_extra_info("sockname"), gso=False) as client:
         tx = client.tx_batch(size)

@@ -36,7 +36,7 @@ PORT = 9000
 WARM_UP = 20
 HANDLER = """
 #include <stdint.h>
-struct packet { uint32_t length, room, index, reserved; };
+struct packet { uint32_t length, room, index, source_length; };
 int handler(struct packet *packet, uint8_t *data, uint8_t *source, void *user)
 {
     *(uint64_t *)user += data[0];

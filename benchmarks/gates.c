@@ -23,7 +23,7 @@ void gates_dump(const char *name)
 }
 
 /* A handler that looks at a byte and keeps the packet. */
-struct packet { uint32_t length, room, index, reserved; };
+struct packet { uint32_t length, room, index, source_length; };
 
 int gates_handler(struct packet *packet, uint8_t *data, uint8_t *source, void *user)
 {

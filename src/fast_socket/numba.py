@@ -48,11 +48,8 @@ REFLECT = 2
 FORWARD = 3
 FAILED = -1
 
-PACKET: np.dtype[Any] = np.dtype([("length", "u4"), ("room", "u4"), ("index", "u4"), ("reserved", "u4")])
+PACKET: np.dtype[Any] = np.dtype([("length", "u4"), ("room", "u4"), ("index", "u4"), ("source_length", "u4")])
 """`struct packet` of `RecvBatch.run`."""
-
-SOURCE_BYTES = 28
-"""Of an address record: sizeof(struct sockaddr_in6), which leaves room for a sockaddr_in."""
 
 
 def signature(user: Any = types.voidptr) -> Any:
@@ -118,7 +115,7 @@ def packet_handler(
 
     - `packet`: a record of `length`, `room` and `index`, uint32. Assigning `packet.length` changes the datagram's.
     - `data`: uint8[room], the frame from the datagram's first byte on.
-    - `source`: uint8[28], the sender's address record. Bytes 2..3 are the port, big-endian; 4..7 the address of a
+    - `source`: uint8[n], the sender's address record. Bytes 2..3 are the port, big-endian; 4..7 the address of a
       sockaddr_in (IPv4 sockets), 8..23 that of a sockaddr_in6.
     - `state`: the array given here, by reference, or None: counters, tables. It is writable, C-contiguous, and of plain
       values.
@@ -156,7 +153,7 @@ def compile_handler(function: Handler, state: NDArray[Any] | None) -> PacketHand
         def handler(packet: Any, data: Any, source: Any, user: Any) -> Any:
             record = carray(packet, 1)[0]
             try:
-                return inner(record, carray(data, record.room), carray(source, SOURCE_BYTES), None)
+                return inner(record, carray(data, record.room), carray(source, record.source_length), None)
             except Exception:
                 return FAILED
     else:
@@ -165,7 +162,9 @@ def compile_handler(function: Handler, state: NDArray[Any] | None) -> PacketHand
         def handler(packet: Any, data: Any, source: Any, user: Any) -> Any:
             record = carray(packet, 1)[0]
             try:
-                return inner(record, carray(data, record.room), carray(source, SOURCE_BYTES), carray(user, shape))
+                return inner(
+                    record, carray(data, record.room), carray(source, record.source_length), carray(user, shape)
+                )
             except Exception:
                 return FAILED
 

@@ -22,7 +22,7 @@ EXPECTED = (fs.Error, BufferError, IndexError, TypeError)
 class Asked(ctypes.Structure):
     """`struct packet` of `RecvBatch.run`."""
 
-    _fields_ = [(name, ctypes.c_uint32) for name in ("length", "room", "index", "reserved")]
+    _fields_ = [(name, ctypes.c_uint32) for name in ("length", "room", "index", "source_length")]
 
 
 HANDLER = ctypes.CFUNCTYPE(

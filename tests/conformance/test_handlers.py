@@ -12,7 +12,7 @@ from tests.conformance.backends import home, layouts
 
 
 class Packet(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint32) for name in ("length", "room", "index", "reserved")]
+    _fields_ = [(name, ctypes.c_uint32) for name in ("length", "room", "index", "source_length")]
 
 
 HANDLER = ctypes.CFUNCTYPE(
@@ -190,13 +190,14 @@ def test_handler_is_told_who_and_where(pair):
 
     @HANDLER
     def handler(packet, data, source, user):
-        told.append((packet[0].index, packet[0].length, bytes(source[2:24]), user))
+        told.append((packet[0].index, packet[0].length, bytes(source[2 : packet[0].source_length]), user))
         return KEEP
 
     assert rx.run(address_of(handler), 5) == 3
     record = address_record(pair, *pair.near_address)
     assert [(index, length, user) for index, length, _, user in told] == [(1, 3, 5), (2, 3, 5), (3, 5, 5)]
-    assert all(found.startswith(record) for _, _, found, _ in told)
+    v6 = ":" in pair.far.local_address[0]
+    assert all(found.startswith(record) and len(found) == (26 if v6 else 14) for _, _, found, _ in told)
 
 
 def test_handler_without_user_gets_its_own(pair):
@@ -266,6 +267,21 @@ def test_handler_chooses_where_to_reflect(pair):
     assert rx.run(address_of(handler), reflect=tx) == 1, "nothing can be sent to port 0"
     assert [bytes(packet) for packet in rx] == [b"one"]
     assert tx.destination_ports.tolist() == [0x1234]
+
+
+def test_handler_cannot_change_the_family(pair):
+    """What reads an address goes by it; a sockaddr_in6 would reach into the next record."""
+    rx, tx = pair.deliver(PAYLOADS), pair.far.tx_batch(4)
+
+    @HANDLER
+    def handler(packet, data, source, user):
+        source[0], source[1] = (10, 0) if source[0] == 2 else (2, 0)
+        return REFLECT if packet[0].index else KEEP
+
+    assert rx.run(address_of(handler), reflect=tx) == 1
+    assert rx[0].address == pair.near_address
+    assert pair.far.send(tx) == 3
+    assert pair.received(pair.near, 3) == PAYLOADS[1:]
 
 
 def test_handler_forwards(pair):

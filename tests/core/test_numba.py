@@ -86,7 +86,7 @@ def test_state_is_by_reference_and_may_be_exchanged(received):
     assert count.state is first
 
 
-@pytest.mark.parametrize("where", ["packet", "state", "divide"])
+@pytest.mark.parametrize("where", ["packet", "state", "source", "divide"])
 def test_exceptions_are_counted(received, where):
     """Hostile bytes cannot lead a handler out of its arrays: the packet is dropped, nothing is printed or raised."""
     rx, far, _ = received
@@ -104,6 +104,13 @@ def test_exceptions_are_counted(received, where):
         @packet_handler(state=state)
         def fails(packet, data, source, state):
             state[packet.index * 2 if packet.length == 3 else 0] = 1
+            return KEEP
+
+    elif where == "source":
+
+        @packet_handler(state=state)
+        def fails(packet, data, source, state):
+            source[16 if packet.length == 3 else 15] = 0  # a sockaddr_in has 16 bytes
             return KEEP
 
     else:

@@ -38,7 +38,7 @@ def test_members_have_their_docstrings(pages):
     text = sections(pages["api/fast_socket.md"])["RecvBatch"]
     assert "run(self, handler" in text
     assert "a sockaddr_in6 for an IPv6 or dual-stack socket" in text
-    assert "struct packet { uint32_t length, room, index, reserved; };" in text
+    assert "struct packet { uint32_t length, room, index, source_length; };" in text
 
 
 def test_every_page_is_in_the_contents():

@@ -373,7 +373,11 @@ def test_a_handler_turns_packets_round(ends: Ends, family: str) -> None:
     @HANDLER
     def turn(packet: Any, data: int, source: Any, user: int) -> int:
         frame = bytearray(ctypes.string_at(data, packet[0].length))
-        if frame[0] >> 4 != (4 if header == 20 else 6) or frame[protocol] != 17 or any(source[:28]):
+        if (
+            frame[0] >> 4 != (4 if header == 20 else 6)
+            or frame[protocol] != 17
+            or any(source[2 : packet[0].source_length])
+        ):
             return DROP
         for at, width in ((first, size), (header, 2)):
             frame[at : at + 2 * width] = frame[at + width : at + 2 * width] + frame[at : at + width]

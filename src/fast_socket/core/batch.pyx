@@ -484,12 +484,13 @@ cdef class RecvBatch(Batch):
         `handler` is an address, or an object with an `address` attribute (`fast_socket.numba.packet_handler` makes
         one, a numba cfunc is one), of a C function::
 
-            struct packet { uint32_t length, room, index, reserved; };
+            struct packet { uint32_t length, room, index, source_length; };
             int handler(struct packet *packet, uint8_t *data, uint8_t *source, void *user);
 
         `data` is the datagram, `packet->length` bytes, in its frame: it may be rewritten, and grow or shrink by a new
         `length`, to `room` at the most. `index` is its packet's in the columns. `source` is its sender's address
-        record: a sockaddr_in, or a sockaddr_in6 for an IPv6 or dual-stack socket; all zero in a batch of IP packets.
+        record, `source_length` bytes: a sockaddr_in, or a sockaddr_in6 for an IPv6 or dual-stack socket, whose family
+        cannot be changed; else zero in a batch of IP packets.
         `user` is an address that is passed on; without one the handler's own, its `user` attribute, or NULL. The
         handler returns
 

@@ -1,7 +1,8 @@
 """Compiled handlers: what a function is called with for each datagram of a receive batch, and what its verdicts say.
 `RecvBatch.run` documents both; `fast_socket.numba` declares the same for numba."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from fast_socket.core.frames cimport Geometry, Slots, chunk_end
 
@@ -10,8 +11,12 @@ cdef struct HandlerPacket:
     uint32_t length             # of the datagram; the handler may change it
     uint32_t room               # the most that it may be: up to the frame's end
     uint32_t index              # of its packet, in the batch's columns
-    uint32_t reserved           # 0
+    uint32_t source_length      # bytes of the sender's address record
 
+
+cdef enum:
+    SOCKADDR_V4 = 16            # sizeof(struct sockaddr_in): netinet/in.h
+    SOCKADDR_V6 = 28            # sizeof(struct sockaddr_in6)
 
 cdef enum:
     DROP = 0
@@ -33,12 +38,16 @@ cdef inline int ask(Handler handler, void *user, uint8_t *base, const Geometry *
     cdef uint32_t length = slots.lengths[slot], done = 0, size
     cdef uint32_t stride = slots.segment_sizes[slot] if slots.segment_sizes != NULL else length
     cdef int verdict, most = DROP
-    packet.index, packet.reserved = slot - head, 0
+    cdef uint16_t family
+    packet.index = slot - head
+    packet.source_length = SOCKADDR_V6 if slots.v6 else SOCKADDR_V4
+    memcpy(&family, source, 2)
     if stride == 0 or stride >= length:
         packet.length = length
         packet.room = <uint32_t> (chunk_end(geometry, slots.frames[slot]) - slots.offsets[slot])
         size = packet.room
         verdict = handler(&packet, data, source, user)
+        memcpy(source, &family, 2)  # what reads the record goes by it
         if packet.length > size:
             return -1
         if packet.length != length:
@@ -50,6 +59,7 @@ cdef inline int ask(Handler handler, void *user, uint8_t *base, const Geometry *
         size = min(stride, length - done)
         packet.length = packet.room = size
         verdict = handler(&packet, data + done, source, user)
+        memcpy(source, &family, 2)
         if verdict < 0 or packet.length != size:
             return -1
         if verdict > FORWARD:
